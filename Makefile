@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := infra/requirements.txt
+STAMP := $(VENV)/.installed
+# TORCH_BACKEND=cpu or cu130 … asks uv for that build of torch; empty takes the package index's own.
+TORCH_BACKEND ?=
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+.PHONY: install
+install: $(STAMP) ## Create .venv and install the locked environment
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {v[0]}.{v[1]}")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; } \
+	  || { echo "Python's venv module is missing. Install it first: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python $(LOCK) pyproject.toml
+	@echo "Installing the locked environment into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet "$$(grep -E '^uv==' $(LOCK))"
+	@$(UV) -r $(LOCK)
+	@$(UV) --no-deps --editable .
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: $(STAMP) ## Start everything in one process, make two samples from one prompt, show them
+	@$(BIN)/text2song demo
+
+.PHONY: up
+up: $(STAMP) ## Serve the studio on this machine until stopped
+	@$(BIN)/text2song up
+
+.PHONY: test
+test: $(STAMP) ## Run every test
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: bench
+bench: $(STAMP) ## Measure speed as ratios, side by side
+	@$(BIN)/python -m tests.bench
+
+.PHONY: lock
+lock: $(STAMP) ## Resolve every dependency again and write the lock
+	@# The accelerator's libraries follow from the build of torch that is installed, so they stay out.
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --all-extras --no-annotate --no-header pyproject.toml \
+	  | grep -vE '^(nvidia-|cuda-|triton)' > $(LOCK).new && mv $(LOCK).new $(LOCK)

@@ -1,0 +1,178 @@
+"""The three ports. Each has a local and a cluster adapter in `infra/`, and both pass `tests/contract/`."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+TopicPartition: TypeAlias = tuple[str, int]
+
+
+class Topic(Struct, frozen=True):
+    """`retention_seconds` None keeps records forever; `compacted` lets a tombstone erase its key's records."""
+
+    name: str
+    partitions: int = 1
+    retention_seconds: float | None = None
+    compacted: bool = False
+
+
+class Position(Struct, frozen=True, order=True):
+    """Where a record stands; its text form is what HTTP carries: `jobs/3/1287`."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError for anything but `topic/partition/offset`."""
+        match text.split("/"):
+            case [topic, partition, offset] if topic and partition.isdecimal() and offset.isdecimal():
+                return cls(topic, int(partition), int(offset))
+        raise ValueError(f"{text!r} is not a position such as 'jobs/3/1287'")
+
+
+class Message(Struct, frozen=True):
+    """A record before it has a place. `value` None is a tombstone: it erases the key's earlier records."""
+
+    topic: str
+    key: str
+    value: bytes | None
+    headers: Mapping[str, str]
+
+
+class Record(Struct, frozen=True):
+    position: Position
+    key: str
+    value: bytes | None
+    headers: Mapping[str, str]
+
+
+class EventLog(Protocol):
+    """An append-only log of keyed records, ordered within each partition; offsets rise and may have gaps."""
+
+    @property
+    def topics(self) -> Mapping[str, Topic]: ...
+
+    async def append(self, messages: Sequence[Message]) -> list[Position]:
+        """Returns once every message is durable.
+
+        Raises UnavailableError when none was written, UncertainError when that is not known, and TooLargeError
+        before anything is sent.
+        """
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int = 500) -> list[Record]:
+        """Up to `limit` records from the first at or after `offset`; empty at the end."""
+
+    def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[list[Record]]:
+        """Batches from the given offsets on, without end; reconnects by itself, without gap or repeat."""
+
+    async def ends(self, topic: str) -> dict[int, int]:
+        """The offset the next record of each partition will get."""
+
+    async def close(self) -> None: ...
+
+
+class Document(Protocol):
+    """What a view holds: a fold of the log, saved under the offset up to which it was folded."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def created_at(self) -> str: ...
+
+
+D = TypeVar("D", bound=Document)
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+class View(Struct, Generic[D], frozen=True):
+    """A named collection of documents, listed newest first by `(created_at, id)`.
+
+    `fields` computes the values a query may compare; each name in `filters` gets an index that serves lists filtered
+    by it. A document whose field `hidden` is true is kept and never listed.
+    """
+
+    name: str
+    document: type[D]
+    fields: Callable[[D], Mapping[str, Scalar]] = lambda _: {}
+    filters: tuple[str, ...] = ()
+
+
+class Query(Struct, frozen=True, kw_only=True):
+    """`start` and `end` bound `created_at`, both inclusive; `after` is the `(created_at, id)` of the last item seen."""
+
+    equal: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
+    start: str | None = None
+    end: str | None = None
+    after: tuple[str, str] | None = None
+    offset: int = 0
+    limit: int = 50
+
+
+class ReadStore(Protocol):
+    """Documents that can be thrown away and folded again from the log."""
+
+    async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
+        """The documents that exist, hidden ones too, by id."""
+
+    async def find(self, view: View[D], query: Query) -> list[D]: ...
+
+    async def count(self, view: View[D], query: Query) -> int:
+        """How many documents match, whatever `after`, `offset` and `limit` say."""
+
+    async def save(
+        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+    ) -> None:
+        """Writes each document unless a newer position is stored, then the watermarks.
+
+        The order given is the order written, or all is written at once.
+        """
+
+    async def watermarks(self) -> dict[TopicPartition, int]:
+        """For each partition, the offset from which folding goes on."""
+
+    def scan(self, view: View[D]) -> AsyncIterator[D]:
+        """Every document, hidden ones too, by id."""
+
+    async def close(self) -> None: ...
+
+
+class ObjectInfo(Struct, frozen=True):
+    """`etag` changes whenever the bytes do."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Whole files under keys such as `samples/{job}/{attempt}/{index}.flac`.
+
+    Keys are relative, `/`-separated, and never climb: any other raises ValueError.
+    """
+
+    async def put(self, key: str, data: bytes) -> ObjectInfo:
+        """All or nothing: a reader sees the old bytes or the new.
+
+        Raises UnavailableError when the disk or server refuses.
+        """
+
+    async def stat(self, key: str) -> ObjectInfo | None: ...
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes in chunks. Raises NotFoundError before the first chunk when there is no such object."""
+
+    async def list(self, prefix: str) -> list[ObjectInfo]: ...
+
+    async def delete(self, prefix: str) -> int:
+        """Removes the object of that key and every object below `prefix/`; returns how many."""
+
+    async def close(self) -> None: ...
