@@ -4,13 +4,16 @@ An event is a JSON object tagged by `type`; its envelope is CloudEvents 1.0 in K
 ever added, with defaults. Anything else is a new version with an upcaster.
 """
 
-from typing import Any, ClassVar, Final, TypeAlias, get_args
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
 
 from domain.errors import UnknownVersionError
 from domain.ports import Message, Position, Record, Topic
+
+Format: TypeAlias = Literal["flac", "wav", "mp3", "ogg"]
 
 SOURCE: Final = "/text2song"
 FOREVER: Final = None
@@ -36,7 +39,7 @@ class PromptAttributes(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
-    """How tokens are drawn. `top_k` 0 keeps all tokens, `top_p` 1 all of the mass; `guidance_scale` 1 is no guidance."""
+    """How tokens are drawn. `top_k` 0 and `top_p` 1 keep every token; `guidance_scale` 1 is no guidance."""
 
     temperature: float = 1.0
     top_k: int = 250
@@ -102,7 +105,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     sampling: Sampling = Sampling()
     model_revision: str | None = None
     adapter: AdapterSnapshot | None = None
-    output_format: str = "flac"
+    output_format: Format = "flac"
     priority: int = 0
     user_id: str | None = None
     client_id: str | None = None
@@ -143,12 +146,16 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True, tag="JobCompleted"):
 
 
 class JobAttemptFailed(JobEvent, frozen=True, kw_only=True, tag="JobAttemptFailed"):
-    """The job goes back to the queue and may be claimed again from `retry_at` on."""
+    """The job goes back to the queue and may be claimed again from `retry_at` on.
+
+    `released` means that the worker was told to stop: the attempt does not count against the job.
+    """
 
     name = "job.attempt.failed"
     attempt: int
     error: str
     retry_at: str
+    released: bool = False
 
 
 class JobFailed(JobEvent, frozen=True, kw_only=True, tag="JobFailed"):
@@ -189,7 +196,7 @@ class JobProgressed(Event, frozen=True, kw_only=True, tag="JobProgressed"):
 
 
 class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
-    """Telemetry. `state` is starting, ready, busy or stopped; a stopped worker gives up its leases at once."""
+    """Telemetry: a worker not heard of for a lease loses its jobs. `state` is starting, ready, busy or stopped."""
 
     topic = "progress"
     name = "worker.alive"
@@ -234,7 +241,7 @@ class Undecodable(Struct, frozen=True):
 
 
 class Recorded(Struct, frozen=True):
-    """An event and its place. `time` is ISO 8601 in UTC with microseconds, so that text order is time order."""
+    """An event and its place. `time` is ISO 8601 in UTC with microseconds and a Z, so that text order is time order."""
 
     position: Position
     key: str
@@ -245,6 +252,13 @@ class Recorded(Struct, frozen=True):
     @property
     def type(self) -> str:
         return self.event.type if isinstance(self.event, UnknownEvent) else type(self.event).__name__
+
+
+def timestamp(moment: datetime) -> str:
+    """Raises ValueError for a moment without a time zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def cloud_type(event: type[Event]) -> str:
@@ -271,19 +285,16 @@ def encode(event: Event, *, event_id: str, time: str, cause: Recorded | None = N
 def decode(record: Record) -> Recorded:
     """Never fails on bytes; raises UnknownVersionError where reading on would be wrong."""
 
+    time = ""
+
     def recorded(event: AnyEvent | UnknownEvent | Undecodable) -> Recorded:
-        headers = record.headers
-        return Recorded(
-            position=record.position,
-            key=record.key,
-            id=headers.get("ce_id", str(record.position)),
-            time=headers.get("ce_time", ""),
-            event=event,
-        )
+        event_id = record.headers.get("ce_id", str(record.position))
+        return Recorded(position=record.position, key=record.key, id=event_id, time=time, event=event)
 
     if record.value is None:
         return recorded(Undecodable("a tombstone on a topic that erases nothing"))
     try:
+        time = timestamp(datetime.fromisoformat(record.headers.get("ce_time", "")))
         tag = _tag_decoder.decode(record.value).type
         if (known := EVENTS.get(tag)) is None:
             return recorded(UnknownEvent(tag))
@@ -295,7 +306,7 @@ def decode(record: Record) -> Recorded:
                 )
             return recorded(Undecodable(f"a {tag} whose ce_type header is {cloud!r}"))
         event = _decoder.decode(record.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         return recorded(Undecodable(str(error)))
     if event.key != record.key:
         return recorded(Undecodable(f"the event is of {event.key!r}, the record's key is {record.key!r}"))

@@ -86,3 +86,7 @@ class Registry:
             names = ", ".join(model.id for model in self.models)
             detail = f"Model {model_id} is unknown; the active model is {self.active.id}, the known ones are {names}."
         raise InvalidError([Fault("/model_id", detail)])
+
+    def notice(self, model_id: str) -> str | None:
+        """What a listener must be told before hearing this model."""
+        return next((model.notice for model in self.models if model.id == model_id), None)

@@ -97,7 +97,7 @@ class View(Struct, Generic[D], frozen=True):
     """A named collection of documents, listed newest first by `(created_at, id)`.
 
     `fields` computes the values a query may compare; each name in `filters` gets an index that serves lists filtered
-    by it. A document whose field `hidden` is true is kept and never listed.
+    by it. A document whose field `hidden` is true is kept and listed only when asked for.
     """
 
     name: str
@@ -107,11 +107,15 @@ class View(Struct, Generic[D], frozen=True):
 
 
 class Query(Struct, frozen=True, kw_only=True):
-    """`start` and `end` bound `created_at`, both inclusive; `after` is the `(created_at, id)` of the last item seen."""
+    """`start` and `end` bound `created_at`, both inclusive; `after` is the `(created_at, id)` of the last item seen.
+
+    `hidden` True asks for the hidden documents instead of the others.
+    """
 
     equal: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
     start: str | None = None
     end: str | None = None
+    hidden: bool = False
     after: tuple[str, str] | None = None
     offset: int = 0
     limit: int = 50

@@ -1,0 +1,74 @@
+"""What is happening now: this process's own tail of the jobs and their telemetry."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from domain.events import JobProgressed, Recorded, WorkerAlive
+from domain.journal import Journal
+
+SILENCE: Final = 10.0
+
+
+class Feed:
+    """The latest progress of each running job, the workers heard of, and the records of jobs as they land."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._progress: dict[str, JobProgressed] = {}
+        self._workers: dict[str, tuple[float, WorkerAlive]] = {}
+        self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
+        self._closed = False
+
+    async def run(self) -> None:
+        """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
+        start = {
+            (topic, number): end
+            for topic in ("jobs", "progress")
+            for number, end in (await self._journal.log.ends(topic)).items()
+        }
+        async for batch in self._journal.follow(start):
+            for recorded in batch:
+                self._take(recorded)
+
+    def progress(self, job_id: str, attempt: int) -> JobProgressed | None:
+        known = self._progress.get(job_id)
+        return known if known and known.attempt == attempt else None
+
+    def workers(self) -> list[WorkerAlive]:
+        """Those that said something lately and did not stop."""
+        since = time.monotonic() - SILENCE
+        return [alive for heard, alive in self._workers.values() if heard > since and alive.state != "stopped"]
+
+    @contextmanager
+    def listen(self, job_id: str) -> Iterator[asyncio.Queue[Recorded | None]]:
+        """The job's records from now on; None is the last, when the process stops."""
+        queue: asyncio.Queue[Recorded | None] = asyncio.Queue()
+        listeners = self._listeners.setdefault(job_id, set())
+        listeners.add(queue)
+        if self._closed:
+            queue.put_nowait(None)
+        try:
+            yield queue
+        finally:
+            listeners.discard(queue)
+            if not listeners:
+                self._listeners.pop(job_id, None)
+
+    def close(self) -> None:
+        """Ends every stream, so that a server can stop."""
+        self._closed = True
+        for listeners in self._listeners.values():
+            for queue in listeners:
+                queue.put_nowait(None)
+
+    def _take(self, recorded: Recorded) -> None:
+        match recorded.event:
+            case JobProgressed(job_id=job_id) as event:
+                self._progress[job_id] = event
+            case WorkerAlive(worker_id=worker_id) as event:
+                self._workers[worker_id] = (time.monotonic(), event)
+        for queue in self._listeners.get(recorded.key, ()):
+            queue.put_nowait(recorded)

@@ -1,0 +1,115 @@
+"""Problem details (RFC 9457) for everything that goes wrong."""
+
+import logging
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from msgspec import UNSET, Struct, UnsetType
+from uuid_utils import uuid7
+
+from domain.errors import (
+    ConflictError,
+    Fault,
+    InvalidError,
+    KeyReusedError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    UncertainError,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY: Final = 1_000_000
+RETRY_AFTER: Final = "1"
+STATUS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
+    InvalidError: (HTTPStatus.BAD_REQUEST, "invalid_request"),
+    NotFoundError: (HTTPStatus.NOT_FOUND, "not_found"),
+    ConflictError: (HTTPStatus.CONFLICT, "conflict"),
+    KeyReusedError: (HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+    TooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"),
+    UnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+    UncertainError: (HTTPStatus.SERVICE_UNAVAILABLE, "outcome_unknown"),
+    UnicodeDecodeError: (HTTPStatus.BAD_REQUEST, "malformed_request"),
+}
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """`code` is for programs, `detail` for people; `errors` points into the request."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[Fault] | UnsetType = UNSET
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    status, code, detail, faults, headers = _describe(error)
+    problem = Problem(
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.headers.get("x-request-id", "")[:100] or str(uuid7()),
+        errors=faults or UNSET,
+    )
+    headers["X-Request-ID"] = problem.request_id
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, (UnavailableError, UncertainError)):
+        logger.error("%s %s failed (%s).", request.method, request.url.path, problem.request_id, exc_info=error)
+    return Response(problem, status_code=status, media_type="application/problem+json", headers=headers)
+
+
+def _describe(error: Exception) -> tuple[HTTPStatus, str, str, list[Fault], dict[str, str]]:
+    match error:
+        case InvalidError():
+            return *STATUS[InvalidError], str(error), list(error.faults), {}
+        case ValidationException():
+            faults = _faults(error)
+            detail = "; ".join(f"{fault.pointer or 'The request'}: {fault.detail}" for fault in faults)
+            return HTTPStatus.BAD_REQUEST, "invalid_request", detail, faults, {}
+        case HTTPException():
+            status = HTTPStatus(error.status_code)
+            return status, status.name.lower(), _explain(status, error.detail), [], dict(error.headers or {})
+    for kind, (status, code) in STATUS.items():
+        if isinstance(error, kind):
+            wait = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+            return status, code, str(error), [], wait
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return status, "internal_error", "The studio made a mistake; its log says more under this request_id.", [], {}
+
+
+def _explain(status: HTTPStatus, detail: str) -> str:
+    match status:
+        case HTTPStatus.BAD_REQUEST if "JSON is malformed" in detail:
+            return f"{detail}. Send one JSON object in UTF-8; NaN and Infinity are not JSON."
+        case HTTPStatus.NOT_FOUND:
+            return "There is nothing at this address; /schema lists what there is."
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return "This address does not answer to that method; /schema lists what it answers to."
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return f"The body is over the limit of {MAX_BODY:,} bytes."
+    return detail
+
+
+def _faults(error: ValidationException) -> list[Fault]:
+    extra: Any = error.extra
+    found = msgspec.convert(extra if isinstance(extra, list) else [], list[dict[str, str]])
+    return [_fault(item.get("key", ""), item.get("message", "")) for item in found] or [Fault("", error.detail)]
+
+
+def _fault(key: str, message: str) -> Fault:
+    if key == "data":
+        key = ""
+        if message == "'data'":
+            message = "The body is missing; send one JSON object."
+        elif unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+            key = unknown[1]
+    steps = re.findall(r"[^.\[\]]+", key)
+    return Fault("".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps), message)

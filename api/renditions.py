@@ -1,0 +1,27 @@
+"""The formats a master is offered in, made when first asked for and kept beside it."""
+
+import asyncio
+from weakref import WeakValueDictionary
+
+from workers.audio import transcode
+
+from domain.errors import NotFoundError
+from domain.events import Format
+from domain.ports import ObjectInfo, ObjectStore
+
+
+class Renditions:
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def get(self, master: str, output_format: Format) -> ObjectInfo:
+        """Where the master at that key is stored as `output_format`. Raises NotFoundError when the master is gone."""
+        key = f"{master.removesuffix('flac')}{output_format}"
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if stored := await self._objects.stat(key):
+                return stored
+            if output_format == "flac":
+                raise NotFoundError("audio file", key)
+            flac = b"".join([chunk async for chunk in self._objects.read(master)])
+            return await self._objects.put(key, await asyncio.to_thread(transcode, flac, output_format))

@@ -1,0 +1,29 @@
+"""What the routes are given: the ports, and the two views of the log that every API process keeps for itself."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from msgspec import Struct
+
+from api.feed import Feed
+from api.renditions import Renditions
+from domain.journal import Journal
+from domain.models import Registry
+from domain.ports import ObjectStore, Position, ReadStore
+
+
+class Views(Protocol):
+    async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
+        """Whether the read store has folded all the positions within that time."""
+
+    async def caught_up(self, seconds: float) -> bool: ...
+
+
+class Services(Struct, frozen=True, kw_only=True):
+    journal: Journal
+    store: ReadStore
+    objects: ObjectStore
+    registry: Registry
+    views: Views
+    feed: Feed
+    renditions: Renditions

@@ -1,0 +1,87 @@
+from collections.abc import Sequence
+from hashlib import sha256
+from uuid import NAMESPACE_URL, uuid5
+
+import msgspec
+
+from commands.receipt import Receipt
+from domain import jobs, prompts
+from domain.errors import Fault, InvalidError, NotFoundError
+from domain.events import Event, PromptCreated
+from domain.generation import GenerationRequest, submission
+from domain.jobs import JOBS, Job
+from domain.journal import Journal
+from domain.models import Registry
+from domain.ports import ReadStore
+from domain.prompts import PROMPTS
+
+
+def digest(request: GenerationRequest) -> str:
+    return sha256(msgspec.json.encode(request, order="sorted")).hexdigest()
+
+
+async def submit(
+    journal: Journal,
+    store: ReadStore,
+    registry: Registry,
+    request: GenerationRequest,
+    idempotency_key: str | None,
+) -> Receipt:
+    """Raises InvalidError, NotFoundError for a prompt or adapter, and KeyReusedError."""
+    job_id = journal.new_id() if idempotency_key is None else str(uuid5(NAMESPACE_URL, f"job:{idempotency_key}"))
+    model = registry.usable(request.model_id)
+    prompt = await _prompt(store, request, job_id)
+    if request.adapter_id is not None:
+        raise NotFoundError("adapter", request.adapter_id)
+    submitted = submission(
+        request,
+        job_id=job_id,
+        prompt_id=prompt.prompt_id,
+        text=prompt.text,
+        default_duration=prompt.attributes.duration,
+        model=model,
+        adapter=None,
+        digest=digest(request),
+    )
+    events = jobs.submit(await _load(store, job_id), submitted)
+    created = [prompt] if events and request.prompt_id is None else []
+    return await _append(journal, job_id, [*created, *events])
+
+
+async def cancel(journal: Journal, store: ReadStore, job_id: str) -> Receipt:
+    return await _append(journal, job_id, jobs.cancel(await _load(store, job_id), job_id))
+
+
+async def delete(journal: Journal, store: ReadStore, job_id: str) -> Receipt:
+    return await _append(journal, job_id, jobs.delete(await _load(store, job_id), job_id))
+
+
+async def _prompt(store: ReadStore, request: GenerationRequest, job_id: str) -> PromptCreated:
+    """The event that created the prompt asked for, or that will create it."""
+    match request:
+        case GenerationRequest(prompt_id=str(prompt_id), prompt=None):
+            if prompt := (await store.get(PROMPTS, [prompt_id])).get(prompt_id):
+                return PromptCreated(
+                    prompt_id=prompt.id, text=prompt.text, attributes=prompt.attributes, user_id=prompt.user_id
+                )
+            raise NotFoundError("prompt", prompt_id)
+        case GenerationRequest(prompt_id=None, prompt=str(text)):
+            if faults := prompts.text_faults(text, "/prompt"):
+                raise InvalidError(faults)
+            prompt_id = str(uuid5(NAMESPACE_URL, f"prompt of job:{job_id}"))
+            return PromptCreated(prompt_id=prompt_id, text=text, user_id=request.user_id)
+    raise InvalidError(
+        [Fault("/prompt", "Give either prompt_id or prompt: a stored prompt, or the text of a new one.")]
+    )
+
+
+async def _load(store: ReadStore, job_id: str) -> Job | None:
+    return (await store.get(JOBS, [job_id])).get(job_id)
+
+
+async def _append(journal: Journal, job_id: str, events: Sequence[Event]) -> Receipt:
+    if not events:
+        return Receipt(job_id)
+    event_id = journal.new_id()
+    positions = await journal.append(*events, event_id=event_id)
+    return Receipt(job_id, positions[-1], event_id)

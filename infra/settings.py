@@ -1,0 +1,48 @@
+"""Every setting, from the environment; the command line overrides."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from domain.errors import Fault, InvalidError
+
+PREFIX: Final = "TEXT2SONG_"
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Each field is read from `TEXT2SONG_` and its name in capitals.
+
+    `model` is a name from `text2song models list` or the folder of a MusicGen checkpoint; `device` is cpu or cuda,
+    by default whichever is there; `lease_seconds` is how long a silent worker keeps its jobs.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data: str = "text2song-data"
+    model: str = "text2song/wiring-noise"
+    device: str | None = None
+    lease_seconds: float = 6.0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data).expanduser()
+
+
+def from_environment(environment: Mapping[str, str], **overrides: object) -> Settings:
+    """Raises InvalidError naming the variable whose value does not fit; overrides that are None count as not given."""
+    read = {
+        name: environment[PREFIX + name.upper()]
+        for name in Settings.__struct_fields__
+        if PREFIX + name.upper() in environment
+    }
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return msgspec.convert({**read, **given}, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`")
+        detail = f"{PREFIX}{name.upper()} is {read.get(name, given.get(name))!r}: {message}."
+        raise InvalidError([Fault(f"/{name}", detail)]) from None

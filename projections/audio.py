@@ -1,0 +1,78 @@
+"""Audio samples as listeners look them up: each a function of its job."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec import Struct
+
+from domain.events import AdapterSnapshot, Format
+from domain.jobs import Job
+from domain.ports import View
+
+
+class GenerationParams(Struct, frozen=True, kw_only=True):
+    seed: int
+    duration: float
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance_scale: float
+
+
+class AudioSample(Struct, frozen=True, kw_only=True):
+    id: str
+    job_id: str
+    index: int
+    prompt_id: str
+    prompt: str
+    model_id: str
+    adapter: AdapterSnapshot | None
+    generation_params: GenerationParams
+    output_format: Format
+    storage_path: str
+    duration_seconds: float
+    sample_rate: int
+    channels: int
+    size: int
+    sha256: str
+    loudness_lufs: float | None
+    created_at: str
+    position: int
+    hidden: bool
+
+
+AUDIO: Final = View("audio", AudioSample, fields=lambda sample: {"hidden": sample.hidden})
+
+
+def samples(job: Job) -> Iterator[AudioSample]:
+    request, sampling = job.request, job.request.sampling
+    for sample in job.samples:
+        event = sample.event
+        yield AudioSample(
+            id=event.sample_id,
+            job_id=job.id,
+            index=event.index,
+            prompt_id=request.prompt_id,
+            prompt=request.prompt,
+            model_id=request.model_id,
+            adapter=request.adapter,
+            generation_params=GenerationParams(
+                seed=event.seed,
+                duration=request.duration,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                guidance_scale=sampling.guidance_scale,
+            ),
+            output_format=request.output_format,
+            storage_path=event.storage_path,
+            duration_seconds=event.duration_seconds,
+            sample_rate=event.sample_rate,
+            channels=event.channels,
+            size=event.size,
+            sha256=event.sha256,
+            loudness_lufs=event.loudness_lufs,
+            created_at=sample.created_at,
+            position=job.position,
+            hidden=sample not in job.audible,
+        )

@@ -1,0 +1,48 @@
+"""Batch in, views out: the same for every host."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from domain.events import Undecodable, decode
+from domain.jobs import JOBS
+from domain.ports import EventLog, Message, ReadStore, Record, View
+from domain.prompts import PROMPTS
+from projections import jobs, prompts
+from projections.audio import AUDIO
+from projections.jobs import STATS
+
+VIEWS: Final[tuple[View[Any], ...]] = (PROMPTS, JOBS, AUDIO, STATS)
+FOLDS: Final = {"prompts": prompts.fold, "jobs": jobs.fold}
+
+
+async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) -> None:
+    """Folds and saves one batch; folding it again changes nothing.
+
+    Raises UnavailableError where trying again helps, and UnknownVersionError, after which nobody may read on.
+    """
+    batch = [decode(record) for record in records]
+    for record, recorded in zip(records, batch, strict=True):
+        if isinstance(recorded.event, Undecodable):
+            await _bury(log, record, recorded.event.error)
+    documents = [
+        document
+        for topic, fold in FOLDS.items()
+        if (events := [recorded for recorded in batch if recorded.position.topic == topic])
+        for document in await fold(store, events)
+    ]
+    ends = {(at.topic, at.partition): at.offset + 1 for at in (record.position for record in records)}
+    await store.save(documents, ends)
+
+
+async def _bury(log: EventLog, record: Record, error: str) -> None:
+    """Keeps the original bytes on the dead-letter topic, once: a rebuild reads the same record again."""
+    key = str(record.position)
+    buried: list[Record] = []
+    for partition in await log.ends("deadletter"):
+        offset = 0
+        while page := await log.read("deadletter", partition, offset):
+            buried += page
+            offset = page[-1].position.offset + 1
+    if all(dead.key != key for dead in buried):
+        headers = {**record.headers, "deadletter_key": record.key, "deadletter_error": error}
+        await log.append([Message("deadletter", key, record.value or b"", headers)])

@@ -1,0 +1,214 @@
+"""What the name of a model means: where its files lie, and the limits they set. Finding out takes no torch."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import huggingface_hub
+import msgspec
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+from msgspec import Struct
+from msgspec.structs import replace
+
+from domain.models import KNOWN, MIN_DURATION, NOISE, Model
+from workers.engine import EngineError
+
+if TYPE_CHECKING:
+    from workers.engine import Engine
+
+LONGEST: Final = 30.0
+ANSWER_SECONDS: Final = 5.0
+HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+DESCRIPTION: Final = ("*.json", "*.model", "*.txt")
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """A model that can be loaded. `folder` is None for the one that is built on the spot.
+
+    `revision` is the commit hash on the Hugging Face hub, where it is known.
+    """
+
+    model: Model
+    folder: Path | None = None
+    revision: str | None = None
+
+
+class Codec(Struct):
+    sampling_rate: int = 24000
+    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+
+
+class Decoder(Struct):
+    num_codebooks: int = 4
+    audio_channels: int = 1
+    max_position_embeddings: int = 2048
+
+
+class Config(Struct):
+    model_type: str = "nothing"
+    audio_encoder: Codec = msgspec.field(default_factory=Codec)
+    decoder: Decoder = msgspec.field(default_factory=Decoder)
+
+    @property
+    def max_duration(self) -> float:
+        """In seconds, to the millisecond: the position table must hold every frame and the codebooks' delay."""
+        frames = self.decoder.max_position_embeddings - self.decoder.num_codebooks // self.decoder.audio_channels + 1
+        seconds = frames * math.prod(self.audio_encoder.upsampling_ratios) / self.audio_encoder.sampling_rate
+        return min(LONGEST, math.floor(seconds * 1000) / 1000)
+
+
+def load(checkpoint: Checkpoint, device: str | None = None) -> "Engine":
+    """A checkpoint's engine, for the process that is to own it: its threads, its chatter and its network are set.
+
+    Raises EngineError.
+    """
+    constants.HF_HUB_OFFLINE = True
+    disable_progress_bars()
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+    # Who only wants to know what a name means must not wait for these.
+    import torch  # noqa: PLC0415
+
+    from workers.engines.musicgen import MusicgenEngine  # noqa: PLC0415
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(cores - 1 if cores > 2 else cores)
+    return MusicgenEngine.load(checkpoint, device)
+
+
+def resolve(name: str) -> Checkpoint:
+    """`name` is the built-in model's, a folder, or a hub name that is in the local cache. Never asks the network.
+
+    Raises EngineError where there is nothing to load under that name.
+    """
+    if name == NOISE.id:
+        return Checkpoint(model=NOISE)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _read(name, folder, f"local/{folder.resolve().name}", "Give the folder of a whole MusicGen checkpoint.")
+    if not HUB_NAME.fullmatch(name):
+        raise EngineError(f"There is no model {name}: it is neither a folder nor a name on the Hugging Face hub.")
+    return _cached(name)
+
+
+def pull(name: str) -> Checkpoint:
+    """Downloads a hub model into the local cache, showing a progress bar, unless `name` needs no download.
+
+    Raises EngineError, within seconds where the hub does not answer.
+    """
+    if name == NOISE.id or Path(name).expanduser().is_dir() or not HUB_NAME.fullmatch(name):
+        return resolve(name)
+    # The hub's own client waits for an answer for ever.
+    huggingface_hub.set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=ANSWER_SECONDS))
+    try:
+        info = huggingface_hub.HfApi().model_info(name, timeout=ANSWER_SECONDS)
+        files = [file.rfilename for file in info.siblings or []]
+        kind = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
+        config = huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=ANSWER_SECONDS)
+        _config(name, Path(config), "")
+        huggingface_hub.snapshot_download(name, allow_patterns=[*DESCRIPTION, f"*.{kind}"])
+    except GatedRepoError as error:
+        raise EngineError(
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, "
+            "log in with `hf auth login`, and try again."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise EngineError(f"The Hugging Face hub has no public model {name}; check the spelling.") from error
+    except OfflineModeIsEnabled as error:
+        raise EngineError(
+            f"{name} cannot be downloaded while HF_HUB_OFFLINE is set; unset it and try again."
+        ) from error
+    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise EngineError(
+            f"{name} could not be downloaded from {constants.ENDPOINT} ({_brief(error)}); "
+            "check the connection and try again, or give the folder of a checkpoint."
+        ) from error
+    except OSError as error:
+        raise EngineError(f"{name} could not be stored in the local cache: {_brief(error)}.") from error
+    return resolve(name)
+
+
+def _cached(name: str) -> Checkpoint:
+    way_out = f"Download it with `text2song models pull {name}`, or give the folder of a checkpoint."
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise EngineError(f"Model {name} is not on this machine. {way_out}") from error
+    return replace(_read(name, folder, name, way_out), revision=folder.name)
+
+
+def _read(name: str, folder: Path, model_id: str, way_out: str) -> Checkpoint:
+    config = _config(name, folder / "config.json", way_out)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
+        raise EngineError(f"Model {name} has no tokenizer: tokenizer.json is missing in {folder}. {way_out}")
+    gigabytes = sum(file.stat().st_size for file in _weights(name, folder, way_out)) / 1e9
+    known = next((model for model in KNOWN if model.id == model_id), None)
+    model = Model(
+        id=model_id,
+        family="musicgen",
+        max_duration=config.max_duration,
+        sample_rate=config.audio_encoder.sampling_rate,
+        channels=config.decoder.audio_channels,
+        vram_gb=known.vram_gb if known else round(1 + 1.3 * gigabytes, 1),
+        capabilities=["text-to-music"],
+        license=known.license if known else "unknown",
+    )
+    return Checkpoint(model=model, folder=folder)
+
+
+def _config(name: str, path: Path, way_out: str) -> Config:
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=Config)
+    except FileNotFoundError as error:
+        raise EngineError(f"Model {name} has no config.json in {path.parent}. {way_out}".rstrip()) from error
+    except (msgspec.DecodeError, OSError) as error:
+        raise EngineError(f"Model {name} has a broken config.json: {_brief(error)}. {way_out}".rstrip()) from error
+    if config.model_type != "musicgen":
+        raise EngineError(f"Model {name} is of type {config.model_type}; only musicgen models can be loaded.")
+    if config.max_duration < MIN_DURATION:
+        raise EngineError(
+            f"Model {name} can only make clips of {config.max_duration:g} s; {MIN_DURATION:g} s are needed."
+        )
+    return config
+
+
+def _weights(name: str, folder: Path, way_out: str) -> list[Path]:
+    for stem in WEIGHTS:
+        index = folder / f"{stem}.index.json"
+        if (folder / stem).exists():
+            return [folder / stem]
+        if index.exists():
+            files = sorted({folder / file for file in _shards(name, index, way_out)})
+            missing = [file.name for file in files if not file.exists()]
+            if missing:
+                raise EngineError(f"Model {name} is incomplete: {missing[0]} is missing in {folder}. {way_out}")
+            return files
+    raise EngineError(f"Model {name} has no weights: {WEIGHTS[0]} is missing in {folder}. {way_out}")
+
+
+class ShardIndex(Struct):
+    weight_map: dict[str, str]
+
+
+def _shards(name: str, index: Path, way_out: str) -> set[str]:
+    try:
+        return set(msgspec.json.decode(index.read_bytes(), type=ShardIndex).weight_map.values())
+    except (msgspec.DecodeError, OSError) as error:
+        raise EngineError(f"Model {name} has a broken {index.name}: {_brief(error)}. {way_out}") from error
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
