@@ -42,7 +42,7 @@ class FileObjects:
             yield chunk
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
-        return await asyncio.to_thread(self._list, prefix)
+        return await asyncio.to_thread(lambda: sorted(self._infos(prefix), key=lambda info: info.key))
 
     async def delete(self, prefix: str) -> int:
         return await asyncio.to_thread(self._delete, prefix)
@@ -69,8 +69,7 @@ class FileObjects:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
-        return ObjectInfo(path.relative_to(self._root).as_posix(), status.st_size, etag)
+        return ObjectInfo(path.relative_to(self._root).as_posix(), status.st_size, _etag(status))
 
     def _put(self, key: str, data: bytes) -> ObjectInfo:
         path = self._path(key)
@@ -91,14 +90,14 @@ class FileObjects:
                     # The file system's own clock ticks in milliseconds, and two puts in one tick would share an etag.
                     os.utime(file.fileno(), ns=(now := time.time_ns(), now))
                     os.fsync(file.fileno())
-                info = self._info(temporary)
+                    status = os.fstat(file.fileno())
                 temporary.replace(path)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 self._prune(path.parent)
                 raise
             _sync(path.parent)
-        return ObjectInfo(key, info.size, info.etag)
+        return ObjectInfo(key, status.st_size, _etag(status))
 
     def _chunks(self, key: str, start: int, left: int) -> Iterator[bytes]:
         if start < 0 or left < 0:
@@ -113,9 +112,10 @@ class FileObjects:
                 left -= len(chunk)
                 yield chunk
 
-    def _list(self, prefix: str) -> list[ObjectInfo]:
-        base = self._path(prefix) if prefix else self._root
-        return sorted((info for path in _files(base) if (info := self._info(path))), key=lambda info: info.key)
+    def _infos(self, prefix: str) -> Iterator[ObjectInfo]:
+        for path in _files(self._path(prefix) if prefix else self._root):
+            if (info := self._info(path)) is not None:
+                yield info
 
     def _delete(self, prefix: str) -> int:
         base = self._path(prefix)
@@ -151,6 +151,10 @@ def _prepare(root: Path) -> Path:
         return root.resolve()
 
 
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
+
+
 def _files(base: Path) -> Iterator[Path]:
     yield base
     for folder, _, names in os.walk(base):
@@ -180,4 +184,6 @@ def _refusals(key: str) -> Iterator[None]:
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ValueError(f"{key!r} would make one name both an object and a folder of objects.") from error
     except OSError as error:
-        raise UnavailableError(f"{key!r} was refused: {error}. See to the disk's space and rights, then repeat.") from error
+        raise UnavailableError(
+            f"{key!r} was refused: {error}. See to the disk's space and rights, then repeat."
+        ) from error

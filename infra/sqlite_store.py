@@ -4,19 +4,18 @@
 
 import asyncio
 import logging
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self
 
 import apsw
 import msgspec
 
 from domain.errors import UnavailableError
 from domain.ports import D, Document, Query, Scalar, TopicPartition, View
-from infra.sqlite_log import Readers, connect, explain
-
-T = TypeVar("T")
+from infra.sqlite_log import Readers, connect, explain, is_new
 
 # To be raised when a view's `fields` or a fold changes: every store is then folded again.
 SCHEMA: Final = 1
@@ -98,8 +97,9 @@ class SqliteStore:
         table = self._table(view)
         last = ""
         while rows := await self._fetch(table.scan, (last, SCAN)):
-            for last, body in rows:
+            for _, body in rows:
                 yield table.decode(body)
+            last = rows[-1][0]
 
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.shutdown)
@@ -175,14 +175,15 @@ class _Table(Generic[D]):
         self._fields = view.fields
         self._filters = view.filters
         columns = [f'"filter_{name}"' for name in view.filters]
-        lists = [("", ""), *((f"{column}, ", f" {name}") for name, column in zip(view.filters, columns, strict=True))]
         self.create = (
             f"CREATE TABLE {self.name} (id TEXT PRIMARY KEY, position INTEGER NOT NULL, created_at TEXT NOT NULL, "
             f"hidden INTEGER NOT NULL, body BLOB NOT NULL{''.join(f', {column}' for column in columns)});"
-        ) + "".join(
-            f'CREATE INDEX "list_{view.name}{suffix}" ON {self.name} ({prefix}created_at DESC, id DESC) WHERE hidden = 0;'
-            for prefix, suffix in lists
         )
+        for index, prefix in enumerate(["", *(f"{column}, " for column in columns)]):
+            self.create += (
+                f'CREATE INDEX "list_{view.name}_{index}" ON {self.name} ({prefix}created_at DESC, id DESC) '
+                "WHERE hidden = 0;"
+            )
         names = ["position", "created_at", "hidden", "body", *columns]
         self.save = (
             f"INSERT INTO {self.name} (id, {', '.join(names)}) VALUES (?{', ?' * len(names)}) "

@@ -1,0 +1,120 @@
+"""The contract on the log. A golden file a version: what was written once must always be read."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import UnknownVersionError
+from domain.events import EVENTS, Event, Undecodable, UnknownEvent, cloud_type, decode, encode, timestamp
+from domain.ports import Position, Record
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TIME = "2026-01-31T12:00:00.000000Z"
+
+
+def record(event: Event, **headers: str) -> Record:
+    message = encode(event, event_id="id-1", time=TIME)
+    assert message.value is not None
+    return Record(Position(event.topic, 2, 17), message.key, message.value, {**message.headers, **headers})
+
+
+def golden(event: type[Event]) -> Any:
+    path = GOLDEN / f"{cloud_type(event)}.json"
+    return msgspec.json.decode(path.read_bytes(), type=event)
+
+
+def test_there_is_a_golden_file_for_every_event_and_no_other() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == {cloud_type(event) for event in EVENTS.values()}
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
+def test_golden_bytes_are_read_and_written_unchanged(event: type[Event]) -> None:
+    stored = (GOLDEN / f"{cloud_type(event)}.json").read_bytes()
+    read = decode(record(golden(event)))
+    assert read.event == golden(event)
+    assert encode(golden(event), event_id="x", time=TIME).value == msgspec.json.format(stored, indent=-1)
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
+def test_fields_without_a_default_are_required_and_the_others_are_not(event: type[Event]) -> None:
+    """A field added later must have a default, or old records could not be read."""
+    whole = msgspec.to_builtins(golden(event))
+    for field in msgspec.structs.fields(event):
+        smaller = {name: value for name, value in whole.items() if name != field.encode_name}
+        raw = msgspec.json.encode(smaller)
+        found = decode(Record(Position(event.topic, 0, 0), golden(event).key, raw, record(golden(event)).headers)).event
+        assert isinstance(found, Undecodable) is field.required
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
+def test_the_envelope_is_cloudevents_in_binary_mode(event: type[Event]) -> None:
+    headers = encode(golden(event), event_id="id-1", time=TIME).headers
+    assert headers["ce_specversion"] == "1.0"
+    assert headers["ce_id"] == "id-1"
+    assert headers["ce_type"] == f"text2song.{event.name}.v1"
+    assert headers["ce_time"] == TIME
+    assert headers["ce_subject"] == golden(event).key
+    assert headers["content-type"] == "application/json"
+
+
+def test_an_unknown_type_is_passed_over() -> None:
+    raw = Record(Position("jobs", 0, 0), "job", b'{"type":"JobPraised","stars":5}', {"ce_time": TIME, "ce_id": "x"})
+    assert decode(raw).event == UnknownEvent("JobPraised")
+
+
+def test_an_unknown_version_of_a_known_type_stops_the_reader() -> None:
+    with pytest.raises(UnknownVersionError, match=r"jobs/2/17 .* 'text2song.job.started.v2'; this reader knows"):
+        decode(record(golden(EVENTS["JobStarted"]), ce_type="text2song.job.started.v2"))
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "words"),
+    [
+        (b"\xff\xfe", {}, "malformed"),
+        (b"", {}, "truncated"),
+        (b"[]", {}, "Expected `object`"),
+        (b'{"job_id":"x"}', {}, "required field `type`"),
+        (b'{"type":"JobStarted","job_id":"job","attempt":"first","worker_id":"w"}', {}, "Expected `int`"),
+        (b'{"type":"JobStarted","job_id":"other","attempt":1,"worker_id":"w"}', {}, "the record's key is 'job'"),
+        (
+            b'{"type":"PromptCreated","prompt_id":"job","text":"x"}',
+            {"ce_type": "text2song.prompt.created.v1"},
+            "belongs",
+        ),
+        (
+            b'{"type":"JobStarted","job_id":"job","attempt":1,"worker_id":"w"}',
+            {"ce_type": "x"},
+            "ce_type header is 'x'",
+        ),
+        (b'{"type":"JobStarted","job_id":"job","attempt":1,"worker_id":"w"}', {"ce_time": "noon"}, "noon"),
+        (
+            b'{"type":"JobStarted","job_id":"job","attempt":1,"worker_id":"w"}',
+            {"ce_time": "2026-01-01"},
+            "no time zone",
+        ),
+        (None, {}, "tombstone"),
+    ],
+)
+def test_bytes_that_are_no_event_are_undecodable_with_a_reason(
+    value: bytes | None, changes: dict[str, str], words: str
+) -> None:
+    headers = {"ce_type": "text2song.job.started.v1", "ce_time": TIME, **changes}
+    event = decode(Record(Position("jobs", 0, 0), "job", value, headers)).event
+    assert isinstance(event, Undecodable)
+    assert words in event.error
+
+
+@given(st.binary(max_size=200), st.dictionaries(st.sampled_from(["ce_id", "ce_time", "ce_type"]), st.text(max_size=40)))
+def test_no_bytes_and_no_headers_make_decoding_fail(value: bytes, headers: dict[str, str]) -> None:
+    assert decode(Record(Position("jobs", 0, 0), "job", value, headers)).event is not None
+
+
+@given(st.datetimes(timezones=st.timezones()), st.datetimes(timezones=st.timezones()))
+def test_text_order_of_timestamps_is_time_order(one: datetime, other: datetime) -> None:
+    if one < other:
+        assert timestamp(one) <= timestamp(other)
