@@ -10,7 +10,7 @@ from msgspec import Struct
 from api import audio, events, health, jobs, models, prompts
 from api.positions import await_position
 from api.problems import MAX_BODY, answer
-from api.services import Services
+from api.services import Injected, Services
 
 ROUTES: Final = (
     prompts.create_prompt,
@@ -42,7 +42,7 @@ class Index(Struct, frozen=True, kw_only=True):
 
 
 @get("/", operation_id="getIndex", tags=["health"])
-async def index(services: Services) -> Index:
+async def index(services: Injected) -> Index:
     active = services.registry.active
     return Index(version=version("text2song-studio"), model=active.id, notice=active.notice)
 

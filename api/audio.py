@@ -4,7 +4,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import HttpMethod, Request, Response, get, route
 from litestar.exceptions import HTTPException
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from litestar.status_codes import (
     HTTP_200_OK,
@@ -13,14 +13,14 @@ from litestar.status_codes import (
     HTTP_416_REQUESTED_RANGE_NOT_SATISFIABLE,
 )
 from msgspec import Struct
-from workers.audio import Waveform, content_type
 
 from api import ranges
 from api.ranges import Slice, Unsatisfiable
-from api.services import Services
+from api.services import Injected, Services
 from domain.errors import NotFoundError
 from domain.events import Format
 from projections.audio import AUDIO, AudioSample, GenerationParams
+from workers.audio import Waveform, content_type
 
 
 class AdapterName(Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class AudioBody(Struct, frozen=True, kw_only=True):
 
 
 @get("/audio/{sample_id:str}", operation_id="getAudio", tags=["audio"])
-async def get_audio(services: Services, sample_id: str) -> AudioBody:
+async def get_audio(services: Injected, sample_id: FromPath[str]) -> AudioBody:
     sample = await _load(services, sample_id)
     adapter = sample.adapter
     return AudioBody(
@@ -78,7 +78,7 @@ async def get_audio(services: Services, sample_id: str) -> AudioBody:
 
 
 @get("/audio/{sample_id:str}/waveform", operation_id="getWaveform", tags=["audio"])
-async def get_waveform(services: Services, sample_id: str) -> Response[Waveform]:
+async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response[Waveform]:
     """Peaks in the JSON layout of audiowaveform, version 2."""
     sample = await _load(services, sample_id)
     key = f"{sample.storage_path.removesuffix('flac')}json"
@@ -94,9 +94,9 @@ async def get_waveform(services: Services, sample_id: str) -> Response[Waveform]
 )
 async def stream_audio(
     request: Request[Any, Any, Any],
-    services: Services,
-    sample_id: str,
-    output_format: Annotated[Format | None, Parameter(query="format")] = None,
+    services: Injected,
+    sample_id: FromPath[str],
+    output_format: Annotated[Format | None, QueryParameter(name="format")] = None,
 ) -> Response[Any]:
     """The audio as `format`, by default what the job asked for. Honours Range, If-Range and If-None-Match."""
     sample = await _load(services, sample_id)

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response, get
-from litestar.params import Parameter
+from litestar.params import FromPath, HeaderParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.status_codes import HTTP_204_NO_CONTENT
 
 from api.jobs import body, load
-from api.services import Services
+from api.services import Injected, Services
 from domain.events import JobCancelRequested, JobProgressed, Recorded, decode
 from domain.jobs import Job, evolve
 
@@ -30,9 +30,9 @@ NAMES: Final = {
 
 @get("/jobs/{job_id:str}/events", operation_id="followJob", tags=["jobs"])
 async def follow_job(
-    services: Services,
-    job_id: str,
-    last_event_id: Annotated[int | None, Parameter(header="Last-Event-ID", ge=0)] = None,
+    services: Injected,
+    job_id: FromPath[str],
+    last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0)] = None,
 ) -> Response[Any]:
     """`snapshot`, then `queued`, `started`, `progress`, `sample`, `completed`, `failed`, `cancelling`, `cancelled` or
     `deleted` as they happen; closes after the last. With `Last-Event-ID` what was missed comes instead of a snapshot,

@@ -4,7 +4,7 @@ from litestar import Response, get
 from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 from msgspec import Struct
 
-from api.services import Services
+from api.services import Injected
 from domain.errors import UnavailableError
 
 PATIENCE_SECONDS: Final = 1.0
@@ -36,7 +36,7 @@ async def live() -> Live:
 
 
 @get("/health/ready", operation_id="isReady", tags=["health"])
-async def ready(services: Services) -> Response[Ready]:
+async def ready(services: Injected) -> Response[Ready]:
     """503 until the log answers, the views have caught up with it, and a worker has its model loaded."""
     try:
         views, log = await services.views.caught_up(PATIENCE_SECONDS), True

@@ -3,13 +3,14 @@ from datetime import datetime
 from typing import get_args
 
 from litestar import Response, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 from msgspec import Struct
 
 from api import pages, positions
 from api.pages import Page
 from api.prompts import IdempotencyKey
-from api.services import Services
+from api.services import Injected, Services
 from commands import jobs as commands
 from commands.receipt import Receipt
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError
@@ -73,7 +74,7 @@ class Deletion(Struct, frozen=True, kw_only=True):
 
 @post("/generate", operation_id="submitGeneration", status_code=HTTP_202_ACCEPTED, tags=["generation"])
 async def submit_generation(
-    services: Services, data: GenerationRequest, idempotency_key: IdempotencyKey = None
+    services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
     receipt = await commands.submit(services.journal, services.store, services.registry, data, idempotency_key)
@@ -88,7 +89,7 @@ async def submit_generation(
 
 
 @delete("/generate/{job_id:str}", operation_id="cancelGeneration", status_code=HTTP_200_OK, tags=["generation"])
-async def cancel_generation(services: Services, job_id: str) -> Response[JobReceipt]:
+async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Response[JobReceipt]:
     """Answers 202 while the worker still has to stop; the job is `cancelled` once its partial outputs are gone."""
     receipt = await commands.cancel(services.journal, services.store, job_id)
     job = _accepted(await _settled(services, receipt), receipt)
@@ -101,7 +102,7 @@ async def cancel_generation(services: Services, job_id: str) -> Response[JobRece
 
 
 @get(["/generate/{job_id:str}", "/jobs/{job_id:str}"], operation_id="getJob", tags=["generation", "jobs"])
-async def get_job(services: Services, job_id: str) -> Response[JobBody]:
+async def get_job(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
     job = await load(services, job_id)
     headers = positions.headers(Position("jobs", job.partition, job.position))
     return Response(body(services, job), headers=headers)
@@ -109,19 +110,19 @@ async def get_job(services: Services, job_id: str) -> Response[JobBody]:
 
 @get("/jobs", operation_id="listJobs", tags=["jobs"])
 async def list_jobs(
-    services: Services,
+    services: Injected,
     *,
-    status: str | None = None,
-    adapter_id: str | None = None,
-    start_date: str | None = None,
-    end_date: str | None = None,
-    client_id: str | None = None,
-    campaign_id: str | None = None,
-    brief_id: str | None = None,
-    collection: str | None = None,
-    limit: int = 50,
-    offset: int = 0,
-    cursor: str | None = None,
+    status: FromQuery[str | None] = None,
+    adapter_id: FromQuery[str | None] = None,
+    start_date: FromQuery[str | None] = None,
+    end_date: FromQuery[str | None] = None,
+    client_id: FromQuery[str | None] = None,
+    campaign_id: FromQuery[str | None] = None,
+    brief_id: FromQuery[str | None] = None,
+    collection: FromQuery[str | None] = None,
+    limit: FromQuery[int] = 50,
+    offset: FromQuery[int] = 0,
+    cursor: FromQuery[str | None] = None,
 ) -> Page[JobBody]:
     """Newest first, without deleted jobs. Every filter narrows; the dates bound `created_at`, both inclusive."""
     pages.check(limit, offset)
@@ -154,12 +155,12 @@ async def list_jobs(
 
 
 @get("/jobs/stats", operation_id="getQueueStatistics", tags=["jobs"])
-async def get_statistics(services: Services) -> Statistics:
+async def get_statistics(services: Injected) -> Statistics:
     return await statistics(services.store, datetime.fromisoformat(services.journal.now()))
 
 
 @delete("/jobs/{job_id:str}", operation_id="deleteJob", status_code=HTTP_200_OK, tags=["jobs"])
-async def delete_job(services: Services, job_id: str) -> Response[Deletion]:
+async def delete_job(services: Injected, job_id: FromPath[str]) -> Response[Deletion]:
     """Cancels the job where it is still open, and hides it and its audio for good."""
     receipt = await commands.delete(services.journal, services.store, job_id)
     job = _accepted(await _settled(services, receipt), receipt)

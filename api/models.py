@@ -1,12 +1,12 @@
 from litestar import get
 
 from api.pages import Page
-from api.services import Services
+from api.services import Injected
 from domain.models import Model
 
 
 @get("/models", operation_id="listModels", tags=["models"])
-async def list_models(services: Services) -> Page[Model]:
+async def list_models(services: Injected) -> Page[Model]:
     """Every supported model with its limits; the active one is what jobs are made with."""
     models = list(services.registry.models)
     return Page(items=models, total=len(models), limit=len(models), offset=0, next_cursor=None)

@@ -1,20 +1,20 @@
 from typing import Annotated
 
 from litestar import Response, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 from litestar.status_codes import HTTP_201_CREATED, HTTP_202_ACCEPTED
 from msgspec import Struct
 
 from api import pages, positions
 from api.pages import Page
-from api.services import Services
+from api.services import Injected, Services
 from commands import prompts as commands
 from domain.errors import NotFoundError
 from domain.events import PromptAttributes
 from domain.ports import Query
 from domain.prompts import PROMPTS, Prompt, PromptRequest
 
-IdempotencyKey = Annotated[str | None, Parameter(header="Idempotency-Key", max_length=200)]
+IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
 
 
 class PromptBody(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class PromptBody(Struct, frozen=True, kw_only=True):
 
 @post("/prompts", operation_id="createPrompt", tags=["prompts"])
 async def create_prompt(
-    services: Services, data: PromptRequest, idempotency_key: IdempotencyKey = None
+    services: Injected, data: JSONBody[PromptRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[PromptBody]:
     """Answers 202 with a Location where the views have not shown the prompt yet."""
     receipt = await commands.create(services.journal, services.store, data, idempotency_key)
@@ -46,7 +46,7 @@ async def create_prompt(
 
 @get("/prompts", operation_id="listPrompts", tags=["prompts"])
 async def list_prompts(
-    services: Services, limit: int = 50, offset: int = 0, cursor: str | None = None
+    services: Injected, limit: FromQuery[int] = 50, offset: FromQuery[int] = 0, cursor: FromQuery[str | None] = None
 ) -> Page[PromptBody]:
     pages.check(limit, offset)
     query = Query(after=pages.after(cursor), offset=offset, limit=limit + 1)
@@ -61,7 +61,7 @@ async def list_prompts(
 
 
 @get("/prompts/{prompt_id:str}", operation_id="getPrompt", tags=["prompts"])
-async def get_prompt(services: Services, prompt_id: str) -> PromptBody:
+async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody:
     return await _load(services, prompt_id)
 
 

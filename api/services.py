@@ -1,8 +1,9 @@
 """What the routes are given: the ports, and the two views of the log that every API process keeps for itself."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from litestar.di import NamedDependency
 from msgspec import Struct
 
 from api.feed import Feed
@@ -27,3 +28,6 @@ class Services(Struct, frozen=True, kw_only=True):
     views: Views
     feed: Feed
     renditions: Renditions
+
+
+Injected: TypeAlias = NamedDependency[Services]

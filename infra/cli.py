@@ -181,3 +181,7 @@ def _leaves(group: ExceptionGroup[Text2SongError]) -> Iterator[Text2SongError]:
             yield from _leaves(error)
         else:
             yield error
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,7 +25,7 @@ from domain.ports import Message, Position, Record, Topic, TopicPartition
 
 T = TypeVar("T")
 
-BUSY_MS: Final = 5000
+BUSY_SECONDS: Final = 5
 BATCH: Final = 500
 POLL_SECONDS: Final = 0.002
 IDLE_POLL_SECONDS: Final = 0.02
@@ -88,7 +89,7 @@ class SqliteLog:
         Records older than their topic's retention, by `clock`, are deleted every `sweep_seconds`.
         """
         self = cls(Path(path), topics, max_record_bytes, sweep_seconds, clock)
-        self._write_connection = await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self._prepare)
         self._writer.start()
         return self
 
@@ -111,7 +112,7 @@ class SqliteLog:
 
     async def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[list[Record]]:
         at = dict(self._known(start))
-        if self._poller.ident is None:
+        if self._poller.ident is None and not self._closing.is_set():
             self._poller.start()
         while not self._closing.is_set():
             behind = {key: (offset, head) for key, offset in at.items() if offset < (head := self._heads.get(key, 0))}
@@ -128,40 +129,34 @@ class SqliteLog:
             if records:
                 yield records
 
-    async def ends(self, topic: str) -> dict[TopicPartition, int]:
+    async def ends(self, topic: str) -> dict[int, int]:
         sql = "SELECT partition, next FROM heads WHERE topic = ?"
         rows: list[Any] = await self._readers.run(lambda connection: connection.execute(sql, (topic,)).fetchall())
         return dict(rows)
 
     async def close(self) -> None:
         """Finishes the appends already made; followers end."""
-        if not self._closing.is_set():
-            self._hand_over()
-            self._closing.set()
-            self._queue.put(None)
-            self._announce()
-        for thread in (self._writer, self._poller):
-            if thread.ident is not None:
-                await asyncio.to_thread(thread.join)
+        self._hand_over()
+        self._closing.set()
+        self._announce()
+        if self._poller.ident is not None:
+            await asyncio.to_thread(self._poller.join)
         await self._readers.close()
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join)
 
-    def _prepare(self) -> apsw.Connection:
-        connection = None
+    def _prepare(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._connect(apsw.SQLITE_OPEN_CREATE)
+            connection = self._write_connection = self._connect(apsw.SQLITE_OPEN_CREATE)
             connection.pragma("journal_mode", "WAL")
-            with connection:
+            with transaction(connection):
                 if is_new(connection, APPLICATION_ID):
                     connection.execute(HEADS)
                 self._claim_topics(connection)
-        except BaseException as error:
-            if connection is not None:
-                connection.close(force=True)
-            if isinstance(error, (apsw.Error, OSError)):
-                raise UnavailableError(f"The event log cannot be opened: {explain(self._path, error)}") from error
-            raise
-        return connection
+            self._sweep()
+        except (apsw.Error, OSError) as error:
+            raise UnavailableError(f"The event log cannot be opened: {explain(self._path, error)}") from error
 
     def _connect(self, create: int = 0) -> apsw.Connection:
         connection = connect(self._path, apsw.SQLITE_OPEN_READWRITE | create)
@@ -227,7 +222,7 @@ class SqliteLog:
 
     def _write(self) -> None:
         closing = False
-        sweep_at = time.monotonic()
+        sweep_at = time.monotonic() + self._sweep_seconds
         while not closing:
             group: list[_Append] = []
             try:
@@ -250,7 +245,7 @@ class SqliteLog:
         committing = False
         try:
             connection = self._write_connection = self._write_connection or self._connect()
-            with connection:
+            with transaction(connection):
                 positions, heads, erasing = self._insert(connection, group)
                 committing = True
         except Exception as error:  # a dead writer would leave its callers waiting for ever
@@ -307,7 +302,7 @@ class SqliteLog:
     def _sweep(self) -> None:
         try:
             connection = self._write_connection = self._write_connection or self._connect()
-            with connection:
+            with transaction(connection):
                 for table in self._tables.values():
                     if table.retention_seconds is not None:
                         connection.execute(table.expire, (self._clock() - table.retention_seconds,))
@@ -411,11 +406,29 @@ class Readers:
 
 
 def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connection:
-    """Waits up to five seconds for other processes' locks; `with connection:` is an immediate transaction."""
+    """Waits up to five seconds for the locks of others."""
     connection = apsw.Connection(str(path), flags=flags)
-    connection.set_busy_timeout(BUSY_MS)
-    connection.transaction_mode = "IMMEDIATE"
+    connection.set_busy_handler(_wait_for_lock)
     return connection
+
+
+def _wait_for_lock(tries: int) -> bool:
+    # SQLite's own busy timeout, as apsw builds it, lets two threads of a process wait out its whole length.
+    time.sleep(0.001)
+    return tries < BUSY_SECONDS * 1000
+
+
+@contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(apsw.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        raise
 
 
 def is_new(connection: apsw.Connection, application_id: int) -> bool:
@@ -437,7 +450,7 @@ def explain(path: Path, error: Exception) -> str:
         case apsw.FullError():
             advice = "The disk is full: free some space"
         case apsw.BusyError() | apsw.LockedError():
-            advice = f"Another process has held its lock for {BUSY_MS // 1000} seconds: try again"
+            advice = f"Another process has held its lock for {BUSY_SECONDS} seconds: try again"
         case apsw.NotADBError() | apsw.CorruptError():
             advice = "It is damaged, or no SQLite database at all: put a sound copy in its place"
         case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError() | OSError():

@@ -15,7 +15,7 @@ import msgspec
 
 from domain.errors import UnavailableError
 from domain.ports import D, Document, Query, Scalar, TopicPartition, View
-from infra.sqlite_log import Readers, connect, explain, is_new
+from infra.sqlite_log import Readers, connect, explain, is_new, transaction
 
 # To be raised when a view's `fields` or a fold changes: every store is then folded again.
 SCHEMA: Final = 1
@@ -38,6 +38,7 @@ class SqliteStore:
         self._readers = Readers(path, READERS)
         self._writer = ThreadPoolExecutor(1, f"{path.name} writer")
         self._connection: apsw.Connection | None = None
+        self._closed = False
 
     @classmethod
     async def open(cls, path: str | Path, views: Sequence[View[Any]]) -> Self:
@@ -57,13 +58,7 @@ class SqliteStore:
 
     async def find(self, view: View[D], query: Query) -> list[D]:
         table = self._table(view)
-        where, values = table.where(query)
-        if query.after is not None:
-            # The first bound is implied by the second, and lets the index start there even when `end` is given.
-            where += " AND created_at <= ? AND (created_at, id) < (?, ?)"
-            values += (query.after[0], *query.after)
-        sql = f"SELECT body FROM {table.name} WHERE {where} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?"
-        return [table.decode(body) for (body,) in await self._fetch(sql, (*values, query.limit, query.offset))]
+        return [table.decode(body) for (body,) in await self._fetch(*table.listing(query))]
 
     async def count(self, view: View[D], query: Query) -> int:
         table = self._table(view)
@@ -78,7 +73,7 @@ class SqliteStore:
 
         def write() -> None:
             connection = self._connection = self._connection or self._connect()
-            with connection:
+            with transaction(connection):
                 for table, document in tables:
                     connection.execute(table.save, table.row(document))
                 connection.executemany(
@@ -102,11 +97,12 @@ class SqliteStore:
             last = rows[-1][0]
 
     async def close(self) -> None:
+        self._closed = True
         await asyncio.to_thread(self._writer.shutdown)
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
         await self._readers.close()
+        if self._connection is not None:
+            await asyncio.to_thread(self._connection.close)
+            self._connection = None
 
     def _table(self, view: View[D]) -> "_Table[D]":
         try:
@@ -129,6 +125,8 @@ class SqliteStore:
                     f"The read store could not be written, and nothing was: {explain(self._path, error)}"
                 ) from error
 
+        if self._closed:
+            raise UnavailableError(f"The read store {self._path} is closed.")
         await asyncio.get_running_loop().run_in_executor(self._writer, write)
 
     def _prepare(self) -> None:
@@ -145,7 +143,7 @@ class SqliteStore:
         connection = self._connect(apsw.SQLITE_OPEN_CREATE)
         try:
             connection.pragma("journal_mode", "WAL")
-            with connection:
+            with transaction(connection):
                 if is_new(connection, APPLICATION_ID) or connection.pragma("user_version") != self._definition():
                     for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
                         connection.execute(f'DROP TABLE "{name}"')
@@ -181,8 +179,7 @@ class _Table(Generic[D]):
         )
         for index, prefix in enumerate(["", *(f"{column}, " for column in columns)]):
             self.create += (
-                f'CREATE INDEX "list_{view.name}_{index}" ON {self.name} ({prefix}created_at DESC, id DESC) '
-                "WHERE hidden = 0;"
+                f'CREATE INDEX "list_{view.name}_{index}" ON {self.name} (hidden, {prefix}created_at DESC, id DESC);'
             )
         names = ["position", "created_at", "hidden", "body", *columns]
         self.save = (
@@ -204,10 +201,19 @@ class _Table(Generic[D]):
             *(fields[name] for name in self._filters),
         )
 
+    def listing(self, query: Query) -> tuple[str, tuple[Scalar, ...]]:
+        where, values = self.where(query)
+        if query.after is not None:
+            # The first bound follows from the second, and lets the index start there when there is an `end` too.
+            where += " AND created_at <= ? AND (created_at, id) < (?, ?)"
+            values += (query.after[0], *query.after)
+        sql = f"SELECT body FROM {self.name} WHERE {where} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?"
+        return sql, (*values, query.limit, query.offset)
+
     def where(self, query: Query) -> tuple[str, tuple[Scalar, ...]]:
         if unknown := query.equal.keys() - set(self._filters):
             raise ValueError(f"{self.name} cannot be filtered by {sorted(unknown)}, only by {sorted(self._filters)}.")
-        terms = ["hidden = 0", *(f'"filter_{name}" IS ?' for name in query.equal)]
+        terms = [f"hidden = {query.hidden:d}", *(f'"filter_{name}" IS ?' for name in query.equal)]
         values = list(query.equal.values())
         if query.start is not None:
             terms.append("created_at >= ?")

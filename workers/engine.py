@@ -84,7 +84,10 @@ class Engine(Protocol):
         """Raises EngineError for a request the model cannot carry out."""
 
     def advance(self) -> Sequence[Update]:
-        """Moves the held requests on; a request is over when its last clip or a failure has been returned."""
+        """Moves the held requests on; a request is over when its last clip or a failure has been returned.
+
+        Raises only when the engine is beyond use, and its process with it.
+        """
 
     def cancel(self, request_id: str) -> None:
         """Forgets the request; one that is not held is no error."""

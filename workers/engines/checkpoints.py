@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Annotated, Final
 
 import httpx
 import huggingface_hub
@@ -23,16 +23,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from domain.models import KNOWN, MIN_DURATION, NOISE, Model
-from workers.engine import EngineError
-
-if TYPE_CHECKING:
-    from workers.engine import Engine
+from workers.engine import Engine, EngineError
 
 LONGEST: Final = 30.0
-ANSWER_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 8.0
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 DESCRIPTION: Final = ("*.json", "*.model", "*.txt")
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -47,14 +46,14 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 
 class Codec(Struct):
-    sampling_rate: int = 24000
-    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+    sampling_rate: Count = 24000
+    upsampling_ratios: tuple[Count, ...] = (8, 5, 4, 2)
 
 
 class Decoder(Struct):
-    num_codebooks: int = 4
-    audio_channels: int = 1
-    max_position_embeddings: int = 2048
+    num_codebooks: Count = 4
+    audio_channels: Count = 1
+    max_position_embeddings: Count = 2048
 
 
 class Config(Struct):
@@ -70,7 +69,7 @@ class Config(Struct):
         return min(LONGEST, math.floor(seconds * 1000) / 1000)
 
 
-def load(checkpoint: Checkpoint, device: str | None = None) -> "Engine":
+def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     """A checkpoint's engine, for the process that is to own it: its threads, its chatter and its network are set.
 
     Raises EngineError.
@@ -85,7 +84,8 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> "Engine":
     from workers.engines.musicgen import MusicgenEngine  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores - 1 if cores > 2 else cores)
+    # The built-in model is so small that its threads would only wait for each other.
+    torch.set_num_threads(1 if checkpoint.folder is None or cores == 1 else max(2, cores - 1))
     return MusicgenEngine.load(checkpoint, device)
 
 
@@ -100,7 +100,9 @@ def resolve(name: str) -> Checkpoint:
     if folder.is_dir():
         return _read(name, folder, f"local/{folder.resolve().name}", "Give the folder of a whole MusicGen checkpoint.")
     if not HUB_NAME.fullmatch(name):
-        raise EngineError(f"There is no model {name}: it is neither a folder nor a name on the Hugging Face hub.")
+        raise EngineError(
+            f"There is no model {name}: give a folder that exists, or a name such as facebook/musicgen-small."
+        )
     return _cached(name)
 
 
@@ -111,15 +113,16 @@ def pull(name: str) -> Checkpoint:
     """
     if name == NOISE.id or Path(name).expanduser().is_dir() or not HUB_NAME.fullmatch(name):
         return resolve(name)
-    # The hub's own client waits for an answer for ever.
-    huggingface_hub.set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=ANSWER_SECONDS))
+    # The hub's client asks for no timeout, and so waits for ever on a server that does not answer.
+    huggingface_hub.get_session().event_hooks["request"].append(_lose_patience)
     try:
-        info = huggingface_hub.HfApi().model_info(name, timeout=ANSWER_SECONDS)
-        files = [file.rfilename for file in info.siblings or []]
-        kind = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
-        config = huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=ANSWER_SECONDS)
-        _config(name, Path(config), "")
-        huggingface_hub.snapshot_download(name, allow_patterns=[*DESCRIPTION, f"*.{kind}"])
+        files = {file.rfilename for file in huggingface_hub.HfApi().model_info(name).siblings or []}
+        if "config.json" not in files:
+            raise EngineError(f"{name} is no MusicGen checkpoint: it has no config.json.")
+        _config(name, Path(huggingface_hub.hf_hub_download(name, "config.json")), "")
+        safe = any(file.endswith(".safetensors") for file in files)
+        weights = "model*.safetensors" if safe else "pytorch_model*.bin"
+        huggingface_hub.snapshot_download(name, allow_patterns=[*DESCRIPTION, weights])
     except GatedRepoError as error:
         raise EngineError(
             f"{name} is gated: accept its terms at https://huggingface.co/{name}, "
@@ -131,7 +134,7 @@ def pull(name: str) -> Checkpoint:
         raise EngineError(
             f"{name} cannot be downloaded while HF_HUB_OFFLINE is set; unset it and try again."
         ) from error
-    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise EngineError(
             f"{name} could not be downloaded from {constants.ENDPOINT} ({_brief(error)}); "
             "check the connection and try again, or give the folder of a checkpoint."
@@ -139,6 +142,10 @@ def pull(name: str) -> Checkpoint:
     except OSError as error:
         raise EngineError(f"{name} could not be stored in the local cache: {_brief(error)}.") from error
     return resolve(name)
+
+
+def _lose_patience(request: httpx.Request) -> None:
+    request.extensions["timeout"] = httpx.Timeout(ANSWER_SECONDS).as_dict()
 
 
 def _cached(name: str) -> Checkpoint:

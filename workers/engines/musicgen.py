@@ -40,11 +40,11 @@ class MusicgenEngine:
         self.model = model
         self._device = device
         self._tokenizer = tokenizer
-        self._network = network.eval().to(device)
         if device.type == "cuda":
             # EnCodec loses audible precision below fp32, and T5 overflows in fp16; the decoder is where the time goes.
             half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
             network.decoder.to(half)
+        self._network = network.eval().to(device)
         self._request: EngineRequest | None = None
         self._updates: Iterator[Progress | Clip] = iter(())
 

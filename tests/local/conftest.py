@@ -1,0 +1,62 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conditions import eventually_sync
+from tests.local.parts import Parts, open_parts
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    async with open_parts(tmp_path) as opened:
+        yield opened
+
+
+class Running:
+    """`text2song up` as a process of its own."""
+
+    def __init__(self, data: Path, **environment: str) -> None:
+        self.data = data
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", "up", "--port", "0", "--data", str(data)],
+            stdout=subprocess.PIPE,
+            stderr=(data.parent / f"{data.name}.stderr").open("ab"),
+            env={**os.environ, "COLUMNS": "200", "TEXT2SONG_LEASE_SECONDS": "2", **environment},
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = re.search(r"http://\S+[0-9]", line)
+        assert match, line + self.errors()
+        self.url = match[0]
+        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def errors(self) -> str:
+        return (self.data.parent / f"{self.data.name}.stderr").read_text()
+
+    def wait_until_ready(self) -> None:
+        eventually_sync(lambda: self.http.get("/health/ready").status_code == 200)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.http.close()
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One studio with the built-in model for all tests that need no other."""
+    running = Running(tmp_path_factory.mktemp("studio") / "data")
+    running.wait_until_ready()
+    yield running
+    assert running.stop() == 0, running.errors()

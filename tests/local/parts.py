@@ -1,0 +1,131 @@
+"""A local studio taken apart: the real log, store, objects, views and API, with as many workers as a test wants."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from uuid_utils import uuid7
+
+from api.app import create_app
+from api.feed import Feed
+from api.renditions import Renditions
+from api.services import Services
+from domain.events import JobSubmitted, timestamp
+from domain.jobs import JOBS, Job
+from domain.journal import Journal
+from domain.models import NOISE, Registry
+from infra.file_objects import FileObjects
+from infra.sqlite_log import SqliteLog
+from infra.sqlite_store import SqliteStore
+from projections.local import LocalHost
+from projections.project import VIEWS
+from tests.conditions import eventually
+from workers.generation import GenerationWorker, Generator
+
+LEASE = 0.6
+
+
+def submission(job_id: str, **changes: Any) -> JobSubmitted:
+    fields = {
+        "job_id": job_id,
+        "prompt_id": "prompt",
+        "prompt": "rain on a tin roof",
+        "model_id": NOISE.id,
+        "seeds": [1, 2],
+        "duration": 1.0,
+    }
+    return JobSubmitted(**{**fields, **changes})
+
+
+class Parts:
+    def __init__(self, folder: Path, log: SqliteLog, store: SqliteStore, objects: FileObjects) -> None:
+        self.folder = folder
+        self.log = log
+        self.store = store
+        self.objects = objects
+        self.journal = Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+        self.host = LocalHost(log, store)
+        self.services = Services(
+            journal=self.journal,
+            store=store,
+            objects=objects,
+            registry=Registry(NOISE),
+            views=self.host,
+            feed=Feed(self.journal),
+            renditions=Renditions(objects),
+        )
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(self.services), raise_app_exceptions=False),
+            base_url="http://studio",
+        )
+
+    def worker(self, engine: Generator) -> GenerationWorker:
+        return GenerationWorker(self.journal, self.store, self.objects, engine, NOISE.id, lease=LEASE, backoff=0.05)
+
+    @contextlib.asynccontextmanager
+    async def working(self, *engines: Generator) -> AsyncIterator[list["asyncio.Task[None]"]]:
+        """Runs a worker for each engine; leaving stops them as a shutdown does."""
+        tasks = [asyncio.create_task(self.worker(engine).run()) for engine in engines]
+        try:
+            yield tasks
+        finally:
+            await stop(*tasks)
+
+    async def submit(self, job_id: str, **changes: Any) -> None:
+        await self.journal.append(submission(job_id, **changes))
+
+    async def job(self, job_id: str) -> Job | None:
+        await self.host.caught_up(10)
+        return (await self.store.get(JOBS, [job_id])).get(job_id)
+
+    async def when(self, job_id: str, *statuses: str) -> Job:
+        """The job once it has one of the statuses."""
+
+        async def reached() -> Job | None:
+            job = await self.job(job_id)
+            return job if job and job.status in statuses else None
+
+        try:
+            job = await eventually(reached)
+        except AssertionError:
+            history = await self.history(job_id)
+            raise AssertionError(f"{job_id} never became {statuses}: {await self.job(job_id)}, {history}") from None
+        assert job is not None
+        return job
+
+    async def history(self, job_id: str) -> list[str]:
+        """The types of the job's records, refused ones too."""
+        types = []
+        for partition in await self.log.ends("jobs"):
+            offset = 0
+            while page := await self.log.read("jobs", partition, offset):
+                types += [r.headers["ce_type"].split(".", 1)[1] for r in page if r.key == job_id]
+                offset = page[-1].position.offset + 1
+        return types
+
+
+async def stop(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+            raise result
+
+
+@contextlib.asynccontextmanager
+async def open_parts(folder: Path) -> AsyncIterator[Parts]:
+    """Opened on a folder, which may hold a studio's past, and with the views and the feed running."""
+    async with contextlib.AsyncExitStack() as stack:
+        log = await SqliteLog.open(folder / "events.db")
+        stack.push_async_callback(log.close)
+        store = await SqliteStore.open(folder / "views.db", VIEWS)
+        stack.push_async_callback(store.close)
+        parts = Parts(folder, log, store, await FileObjects.open(folder / "objects"))
+        running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]
+        stack.push_async_callback(stop, *running)
+        stack.push_async_callback(parts.http.aclose)
+        yield parts

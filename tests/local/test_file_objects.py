@@ -1,0 +1,101 @@
+"""What is true of the object store because it is a folder."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from domain.errors import UnavailableError
+from infra.file_objects import FileObjects
+from tests.contract.conftest import full_disk
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "objects"
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+
+
+async def test_a_full_disk_keeps_the_old_object_and_leaves_nothing_of_the_new(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    await objects.put("songs/old", b"old")
+    with full_disk(100_000):
+        for key in ("songs/old", "songs/new", "empty/folders/new"):
+            with pytest.raises(UnavailableError, match="space"):
+                await objects.put(key, b"x" * 200_000)
+    assert files(root) == ["songs", "songs/old"]
+    assert (root / "songs/old").read_bytes() == b"old"
+    await objects.put("songs/new", b"x" * 200_000)
+
+
+async def test_a_put_that_never_ended_is_swept_once_it_is_old(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    await objects.put("songs/kept", b"1")
+    old, young = root / "songs/.put-old", root / "songs/.put-young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    hours_ago = time.time() - 2 * 3600
+    for path in (old, root / "songs/kept"):
+        os.utime(path, (hours_ago, hours_ago))
+    objects = await FileObjects.open(root)
+    assert files(root) == ["songs", "songs/.put-young", "songs/kept"]
+    assert [info.key for info in await objects.list("")] == ["songs/kept"]
+
+
+async def test_a_key_cannot_name_an_unfinished_put(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    for key in (".put-1", "a/.put-1", ".put-1/a"):
+        with pytest.raises(ValueError, match="is no object key"):
+            await objects.put(key, b"1")
+
+
+async def test_links_are_neither_followed_nor_listed(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    objects = await FileObjects.open(root)
+    await objects.put("songs/mine", b"1")
+    (root / "folder").symlink_to(outside)
+    (root / "songs/file").symlink_to(outside / "secret")
+    for key in ("folder", "folder/secret", "songs/file"):
+        for attempt in (
+            objects.put(key, b"2"),
+            objects.stat(key),
+            anext(objects.read(key)),
+            objects.list(key),
+            objects.delete(key),
+        ):
+            with pytest.raises(ValueError, match="link"):
+                await attempt
+    assert [info.key for info in await objects.list("")] == ["songs/mine"]
+    assert await objects.delete("songs") == 1
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+async def test_delete_leaves_no_empty_folder(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    for key in ("a/b/c/d/1", "a/b/c/2", "a/3"):
+        await objects.put(key, b"1")
+    await objects.delete("a/b/c")
+    assert files(root) == ["a", "a/3"]
+    await objects.delete("a/3")
+    assert files(root) == []
+
+
+async def test_one_name_is_not_both_an_object_and_a_folder(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    await objects.put("a/b", b"1")
+    for key in ("a", "a/b/c"):
+        with pytest.raises(ValueError, match="both an object and a folder"):
+            await objects.put(key, b"2")
+    assert files(root) == ["a", "a/b"]
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((UnavailableError, ValueError), match="file"):
+        await FileObjects.open(tmp_path / "file" / "objects")

@@ -1,0 +1,283 @@
+"""The worker against the real log, store and objects; only the model is replaced by one that does as told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from domain.errors import UnavailableError
+from domain.events import JobCancelRequested, JobDeleted, JobStarted, SampleGenerated
+from domain.jobs import MAX_LOST, Job
+from domain.ports import ObjectInfo
+from infra.file_objects import FileObjects
+from tests.conditions import eventually
+from tests.local.engine import ScriptedEngine, out_of_memory
+from tests.local.parts import Parts, open_parts, stop
+from workers.engine import EngineError
+
+
+async def keys(parts: Parts, job_id: str) -> list[str]:
+    return [info.key for info in await parts.objects.list(f"samples/{job_id}")]
+
+
+async def test_a_job_is_generated_stored_and_reported(parts: Parts) -> None:
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[41, 42])
+        job = await parts.when("j1", "completed")
+    assert [sample.event.seed for sample in job.samples] == [41, 42]
+    assert await keys(parts, "j1") == [f"samples/j1/1/{name}" for name in ("0.flac", "0.json", "1.flac", "1.json")]
+    assert await parts.history("j1") == [
+        "job.submitted.v1",
+        "job.started.v1",
+        "job.sample.generated.v1",
+        "job.sample.generated.v1",
+        "job.completed.v1",
+    ]
+
+
+async def test_jobs_run_by_priority_and_then_by_age(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    for name, priority in (("old", 0), ("young", 0), ("urgent", 9)):
+        await parts.submit(name, priority=priority, seeds=[1])
+    async with parts.working(engine):
+        for name in ("old", "young", "urgent"):
+            await parts.when(name, "completed")
+    assert [request.id for request in engine.requests] == ["urgent/1", "old/1", "young/1"]
+
+
+async def test_of_many_workers_each_job_is_run_by_one(parts: Parts) -> None:
+    engines = [ScriptedEngine() for _ in range(4)]
+    async with parts.working(*engines):
+        names = [f"j{number}" for number in range(20)]
+        await asyncio.gather(*(parts.submit(name, seeds=[1]) for name in names))
+        for name in names:
+            await parts.when(name, "completed")
+    assert sorted(request.id for engine in engines for request in engine.requests) == sorted(f"{n}/1" for n in names)
+    for name in names:
+        history = await parts.history(name)
+        assert history.count("job.sample.generated.v1") == history.count("job.completed.v1") == 1
+
+
+async def test_a_transient_failure_is_tried_again_and_keeps_what_was_made(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.faults = [out_of_memory()]
+    async with parts.working(engine):
+        await parts.submit("j1")
+        job = await parts.when("j1", "completed")
+    assert (job.attempt, job.failures, job.error) == (2, 1, None)
+
+
+async def test_transient_failures_end_after_the_third(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.faults = [out_of_memory() for _ in range(3)]
+    async with parts.working(engine):
+        await parts.submit("j1")
+        job = await parts.when("j1", "failed")
+    assert job.error == "The GPU is out of memory. (tried 3 times)"
+    assert len(engine.requests) == 3
+
+
+async def test_a_request_the_model_cannot_carry_out_fails_at_once(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.faults = [EngineError("The prompt has no words this model knows.")]
+    async with parts.working(engine):
+        await parts.submit("j1")
+        job = await parts.when("j1", "failed")
+    assert (job.error, job.attempt) == ("The prompt has no words this model knows.", 1)
+
+
+async def test_a_fault_in_the_engine_is_a_failure_and_the_next_job_runs(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.faults = [ZeroDivisionError("a mistake") for _ in range(3)]
+    async with parts.working(engine):
+        await parts.submit("j1")
+        assert (await parts.when("j1", "failed")).error == "ZeroDivisionError: a mistake (tried 3 times)"
+        await parts.submit("j2")
+        await parts.when("j2", "completed")
+
+
+@pytest.mark.parametrize("event", [JobCancelRequested, JobDeleted])
+async def test_a_running_job_that_is_cancelled_or_deleted_stops_and_leaves_nothing(
+    parts: Parts, event: type[JobCancelRequested | JobDeleted]
+) -> None:
+    engine = ScriptedEngine()
+    engine.close_after(1)
+    async with parts.working(engine):
+        await parts.submit("j1")
+        await eventually(lambda: keys(parts, "j1"))
+        await parts.journal.append(event(job_id="j1"))
+        job = await parts.when("j1", "cancelled")
+        assert engine.stopped == ["j1/1"]
+        assert await keys(parts, "j1") == []
+        assert job.audible == ()
+        engine.release()
+        await parts.submit("j2")
+        await parts.when("j2", "completed")
+
+
+async def test_a_queued_job_that_is_cancelled_never_runs(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    await parts.submit("j1")
+    await parts.journal.append(JobCancelRequested(job_id="j1"))
+    async with parts.working(engine):
+        await parts.submit("j2")
+        await parts.when("j2", "completed")
+    assert [request.id for request in engine.requests] == ["j2/1"]
+    assert (await parts.when("j1", "cancelled")).attempt == 0
+
+
+async def test_a_silent_workers_job_is_taken_over_after_its_lease_without_what_was_made(parts: Parts) -> None:
+    """The first worker dies after one of two samples; the second makes the other."""
+    dying, heir = ScriptedEngine(), ScriptedEngine()
+    dying.close_after(1)
+    async with parts.working(dying) as (task,):
+        await parts.submit("j1")
+        await eventually(lambda: _samples(parts, "j1"))
+        await _kill(parts, task)
+        async with parts.working(heir):
+            job = await parts.when("j1", "completed")
+    assert [(sample.event.index, sample.event.attempt) for sample in job.samples] == [(0, 1), (1, 2)]
+    assert [take.index for take in heir.requests[0].takes] == [1]
+
+
+async def test_a_worker_that_wakes_after_its_lease_is_refused_and_clears_up(parts: Parts) -> None:
+    sleeper, heir = ScriptedEngine(), ScriptedEngine()
+    sleeper.close_after(0)
+    heir.close_after(0)
+    async with parts.working(sleeper):
+        await parts.submit("j1", seeds=[1])
+        await eventually(lambda: _status(parts, "j1", "processing"))
+        job = await parts.job("j1")
+        assert job is not None
+        await parts.journal.append(JobStarted(job_id="j1", attempt=2, worker_id="heir"))
+        await eventually(lambda: _stopped(sleeper))
+        assert (await parts.when("j1", "processing")).worker_id == "heir"
+        assert await keys(parts, "j1") == []
+
+
+async def test_a_job_that_loses_its_worker_again_and_again_fails(parts: Parts) -> None:
+    await parts.submit("j1", seeds=[1])
+    for attempt in range(1, MAX_LOST + 1):
+        await parts.journal.append(JobStarted(job_id="j1", attempt=attempt, worker_id=f"gone-{attempt}"))
+    async with parts.working(ScriptedEngine()):
+        job = await parts.when("j1", "failed")
+    assert job.error == f"Its worker vanished {MAX_LOST} times in a row without finishing a sample."
+
+
+async def test_a_worker_told_to_stop_hands_its_job_back_at_once(parts: Parts) -> None:
+    engine, heir = ScriptedEngine(), ScriptedEngine()
+    engine.close_after(0)
+    async with parts.working(engine):
+        await parts.submit("j1")
+        await parts.when("j1", "processing")
+    job = await parts.when("j1", "queued")
+    assert job.failures == 0
+    assert engine.stopped == ["j1/1"]
+    async with parts.working(heir):
+        assert (await parts.when("j1", "completed")).attempt == 2
+
+
+async def test_audio_stored_by_a_worker_that_died_before_saying_so_is_removed(parts: Parts) -> None:
+    await parts.objects.put("samples/j1/1/0.flac", b"never reported")
+    await parts.objects.put("samples/j11/1/0.flac", b"another job's")
+    await parts.submit("j1", seeds=[1])
+    await parts.journal.append(JobStarted(job_id="j1", attempt=1, worker_id="gone"))
+    async with parts.working(ScriptedEngine()):
+        await parts.when("j1", "completed")
+
+        async def clean() -> bool:
+            return await keys(parts, "j1") == ["samples/j1/2/0.flac", "samples/j1/2/0.json"]
+
+        await eventually(clean)
+    assert await keys(parts, "j11") == ["samples/j11/1/0.flac"]
+
+
+async def test_a_cancel_left_by_a_dead_worker_is_finished_by_another(parts: Parts) -> None:
+    await parts.submit("j1")
+    await parts.journal.append(JobStarted(job_id="j1", attempt=1, worker_id="gone"))
+    await parts.objects.put("samples/j1/1/0.flac", b"partial")
+    await parts.journal.append(JobDeleted(job_id="j1"))
+    assert (await parts.when("j1", "cancelling")).deleted_at
+    async with parts.working(ScriptedEngine()):
+        await parts.when("j1", "cancelled")
+    assert await keys(parts, "j1") == []
+
+
+async def test_a_new_worker_claims_nothing_before_it_has_read_the_whole_log(tmp_path: Path) -> None:
+    """With no views to start from, all of the past looks open until it has been read to the end."""
+    async with open_parts(tmp_path) as parts:
+        async with parts.working(ScriptedEngine()):
+            for number in range(30):
+                await parts.submit(f"done-{number}", seeds=[1])
+            for number in range(30):
+                await parts.when(f"done-{number}", "completed")
+        await parts.submit("open", seeds=[1])
+    for file in list(tmp_path.glob("views.db*")):  # noqa: ASYNC240 -- nothing else runs
+        file.unlink()
+    engine = ScriptedEngine()
+    async with open_parts(tmp_path) as parts, parts.working(engine):
+        await parts.when("open", "completed")
+        assert [request.id for request in engine.requests] == ["open/1"]
+
+
+class FailingObjects(FileObjects):
+    """Refuses its first puts, as a server that is down would."""
+
+    refusals = 3
+
+    async def put(self, key: str, data: bytes) -> ObjectInfo:
+        if self.refusals:
+            self.refusals -= 1
+            raise UnavailableError("The object store does not answer.")
+        return await super().put(key, data)
+
+
+async def test_the_worker_waits_for_an_object_store_that_is_down(parts: Parts, tmp_path: Path) -> None:
+    parts.objects = await FailingObjects.open(tmp_path / "objects")
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1")
+        job = await parts.when("j1", "completed")
+    assert job.attempt == 1
+    assert len(await keys(parts, "j1")) == 4
+
+
+async def test_a_sample_reported_twice_or_from_an_old_attempt_changes_nothing(parts: Parts) -> None:
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[1])
+        before = await parts.when("j1", "completed")
+        old = before.samples[0].event
+        zombie = SampleGenerated(**{name: getattr(old, name) for name in old.__struct_fields__} | {"sha256": "0" * 64})
+        await parts.journal.append(zombie)
+        after = await parts.job("j1")
+    assert after is not None
+    assert after.samples == before.samples
+    assert after.outcomes[-1].reason == "the job is completed"
+
+
+async def _samples(parts: Parts, job_id: str) -> bool:
+    job = await parts.job(job_id)
+    return bool(job and job.samples)
+
+
+async def _status(parts: Parts, job_id: str, status: str) -> Job | None:
+    job = await parts.job(job_id)
+    return job if job and job.status == status else None
+
+
+async def _stopped(engine: ScriptedEngine) -> list[str]:
+    return engine.stopped
+
+
+async def _kill(parts: Parts, task: "asyncio.Task[None]") -> None:
+    """Ends a worker without a last word: its log no longer takes anything from it."""
+    append: Callable[..., Awaitable[object]] = parts.journal.append
+
+    async def silence(*_: object, **__: object) -> None:
+        await asyncio.sleep(3600)
+
+    parts.journal.append = silence  # type: ignore[assignment, method-assign]
+    try:
+        await stop(task)
+    finally:
+        parts.journal.append = append  # type: ignore[method-assign, assignment]
