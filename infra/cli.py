@@ -126,8 +126,9 @@ async def _up(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with serving(settings) as url:
-        console.print(f"Text2Song Studio {version('text2song-studio')} listens on [bold]{url}[/bold]; Ctrl-C stops it.")
-        console.print(f"Model {settings.model}; everything is kept in {settings.folder.resolve()}")
+        name = f"Text2Song Studio {version('text2song-studio')}"
+        console.print(f"{name} listens on [bold]{url}[/bold]; Ctrl-C stops it.", soft_wrap=True)
+        console.print(f"Model {settings.model}; everything is kept in {settings.folder.resolve()}", soft_wrap=True)
         await stopped.wait()
         console.print("Stopping …")
 
@@ -137,7 +138,7 @@ async def _demo(settings: Settings, output: Path) -> None:
     from infra.generate import generate as run
 
     async with serving(settings) as url:
-        console.print(f"A studio listens on [bold]{url}[/bold], with everything it keeps in {settings.data}.")
+        console.print(f"A studio listens on [bold]{url}[/bold] and keeps everything in {settings.data}", soft_wrap=True)
         request = {
             "prompt": "warm lo-fi groove with soft piano and brushed drums",
             "num_samples": 2,

@@ -19,9 +19,10 @@ async def generate(console: Console, url: str, request: dict[str, Any], folder: 
     async with StudioClient(url) as client:
         studio = await client.get("/")
         if studio["notice"]:
-            console.print(f"[yellow]{escape(studio['notice'])}[/yellow]")
+            console.print(f"[yellow]{escape(studio['notice'])}[/yellow]", soft_wrap=True)
         job_id = await client.submit(request, str(uuid4()))
-        console.print(f"Prompt “{escape(request['prompt'])}” is job {job_id}, {request['num_samples']} sample(s).")
+        console.print(f"Prompt: {request['prompt']}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Job {job_id}, {request['num_samples']} sample(s) to make:", highlight=False, soft_wrap=True)
         final = await _watch(console, client, job_id)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         for number, sample_id in enumerate(final["sample_ids"]):

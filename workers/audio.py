@@ -81,7 +81,8 @@ def transcode(flac: bytes, audio_format: str) -> bytes:
     if audio_format == "flac":
         return flac
     with soundfile.SoundFile(io.BytesIO(flac)) as source:
-        tags = {name: getattr(source, name) for name in ("title", "artist", "date", "comment")}
+        found = {name: getattr(source, name) for name in ("title", "artist", "date", "comment")}
+        tags = {name: value for name, value in found.items() if value}
         frames = source.read(dtype="int32", always_2d=True)
     if audio_format == "mp3":
         # libsndfile garbles an MP3's tags beyond Latin-1.

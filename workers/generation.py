@@ -292,6 +292,7 @@ class GenerationWorker:
         tags = {
             "title": request.prompt,
             "artist": request.model_id,
+            "date": self._journal.now()[: len("2026-01-31")],
             "comment": msgspec.json.encode(
                 {
                     "sample_id": ident,

@@ -47,7 +47,7 @@ async def everything(log: EventLog, topic: Topic) -> list[Record]:
 
 
 async def erased(log: EventLog, topic: Topic, key: str, *left: bytes) -> list[Record]:
-    """The topic once nothing of the key is on it but what is `left`, and the tombstone as long as an adapter keeps it."""
+    """The topic once only what is `left` of the key is on it, after its tombstone or without it."""
 
     async def gone() -> list[Record]:
         records = await everything(log, topic)

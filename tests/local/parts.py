@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from uuid_utils import uuid7
@@ -59,7 +59,7 @@ class Parts:
             renditions=Renditions(objects),
         )
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(self.services), raise_app_exceptions=False),
+            transport=httpx.ASGITransport(cast("Any", create_app(self.services)), raise_app_exceptions=False),
             base_url="http://studio",
         )
 

@@ -1,7 +1,6 @@
 """What is true of the event log because it is an SQLite file."""
 
 import asyncio
-import os
 import shutil
 import sys
 import threading
@@ -281,10 +280,10 @@ async def test_a_follower_outlasts_a_file_that_cannot_be_opened_for_a_while(path
     follower = log.follow({("kept", 0): 0})
     assert [record.value for record in await anext(follower)] == [b"1"]
     waiting = asyncio.ensure_future(anext(follower))
-    os.rename(path, away)
+    await asyncio.to_thread(path.rename, away)
     await asyncio.to_thread(cut, log._readers, log._poll_connection)
     with pytest.raises(UnavailableError, match="folder"):
         await log.read("kept", 0, 0)
-    os.rename(away, path)
+    await asyncio.to_thread(away.rename, path)
     await log.append([Message("kept", "key", b"2", {})])
     assert [record.value for record in await waiting] == [b"2"]

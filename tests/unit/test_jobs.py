@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -9,6 +9,7 @@ from domain import jobs
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
 from domain.events import (
     EVENTS,
+    AnyEvent,
     JobAttemptFailed,
     JobCancelled,
     JobCancelRequested,
@@ -238,7 +239,7 @@ def test_repeating_a_command_appends_nothing(state: str) -> None:
             events = command(job, "job")
         except (ConflictError, NotFoundError):
             continue
-        again = fold([at(100 + number, event) for number, event in enumerate(events)], job)
+        again = fold([at(100 + number, cast("AnyEvent", event)) for number, event in enumerate(events)], job)
         try:
             assert command(again, "job") == []
         except NotFoundError:
