@@ -46,48 +46,51 @@ async def follow_job(
 
 async def _events(services: Services, job_id: str, last: int | None) -> AsyncIterator[ServerSentEventMessage]:
     with services.feed.listen(job_id) as queue:
-        job = await load(services, job_id)
+        seen = await load(services, job_id)
+        job: Job | None = None
         if last is None:
+            job = seen
             yield _message("snapshot", job.position, body(services, job))
-        else:
-            async for message in _missed(services, job, last):
-                yield message
-        while job.is_open and not job.deleted_at:
+        # The feed may be ahead of the views: what lies between them is on the log.
+        async for recorded in _recorded(services, seen, seen.origin if job is None else job.position + 1):
+            before, job = job, evolve(job, recorded)
+            if recorded.position.offset > (-1 if last is None else last) and (
+                change := _change(services, before, job, recorded)
+            ):
+                yield change
+        while job and job.is_open and not job.deleted_at:
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    recorded = await queue.get()
+                    news = await queue.get()
             except TimeoutError:
                 yield ServerSentEventMessage(data=None, comment="still here")
                 continue
-            if recorded is None:
+            if news is None:
                 return
-            if isinstance(recorded.event, JobProgressed):
-                if recorded.event.attempt == job.attempt and job.status == "processing":
-                    yield _message("progress", None, recorded.event)
+            if isinstance(news.event, JobProgressed):
+                if news.event.attempt == job.attempt and job.status == "processing":
+                    yield _message("progress", None, news.event)
                 continue
-            before, job = job, evolve(job, recorded) or job
-            if change := _change(services, before, job, recorded):
+            before, job = job, evolve(job, news)
+            if change := _change(services, before, job, news):
                 yield change
 
 
-async def _missed(services: Services, job: Job, last: int) -> AsyncIterator[ServerSentEventMessage]:
-    """What the job went through after version `last`, folded again from its submission."""
-    folded: Job | None = None
-    offset = job.origin
+async def _recorded(services: Services, job: Job, offset: int) -> AsyncIterator[Recorded]:
+    """The job's own records from that offset to the end of its partition."""
     while page := await services.journal.log.read("jobs", job.partition, offset):
         offset = page[-1].position.offset + 1
-        for recorded in (decode(record) for record in page if record.key == job.id):
-            if recorded.position.offset > job.position:
-                return
-            before, folded = folded, evolve(folded, recorded)
-            if folded and recorded.position.offset > last and (message := _change(services, before, folded, recorded)):
-                yield message
+        for record in page:
+            if record.key == job.id:
+                yield decode(record)
 
 
-def _change(services: Services, before: Job | None, after: Job, recorded: Recorded) -> ServerSentEventMessage | None:
+def _change(
+    services: Services, before: Job | None, after: Job | None, recorded: Recorded
+) -> ServerSentEventMessage | None:
     """The message for an event that the fold accepted."""
-    outcome = after.outcome(recorded.id)
-    if after is before or outcome is None or outcome.reason:
+    outcome = after.outcome(recorded.id) if after else None
+    if after is None or after is before or outcome is None or outcome.reason:
         return None
     name = after.status if isinstance(recorded.event, JobCancelRequested) else NAMES.get(recorded.type)
     return _message(name, after.position, body(services, after)) if name else None

@@ -13,6 +13,7 @@ from domain.events import timestamp
 from domain.ports import Document
 
 MAX_LIMIT: Final = 200
+MAX_OFFSET: Final = 1_000_000
 T = TypeVar("T")
 
 
@@ -30,8 +31,9 @@ def check(limit: int, offset: int) -> None:
     faults = []
     if not 1 <= limit <= MAX_LIMIT:
         faults.append(Fault("/limit", f"limit is {limit}; ask for 1 to {MAX_LIMIT} items."))
-    if offset < 0:
-        faults.append(Fault("/offset", f"offset is {offset}; it cannot be below 0."))
+    if not 0 <= offset <= MAX_OFFSET:
+        detail = f"offset is {offset}; it goes from 0 to {MAX_OFFSET:,}. Go further with next_cursor."
+        faults.append(Fault("/offset", detail))
     if faults:
         raise InvalidError(faults)
 

@@ -33,7 +33,7 @@ TOPICS: Final = {
 class PromptAttributes(Struct, frozen=True, kw_only=True, omit_defaults=True):
     style: str | None = None
     tempo: str | None = None
-    instrumentation: list[str] = []
+    instrumentation: tuple[str, ...] = ()
     mood: str | None = None
     duration: float | None = None
 

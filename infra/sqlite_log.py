@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import apsw
 import msgspec
@@ -24,6 +24,8 @@ from domain.events import TOPICS
 from domain.ports import Message, Position, Record, Topic, TopicPartition
 
 T = TypeVar("T")
+Row: TypeAlias = tuple[TopicPartition, str, bytes | None, bytes]
+Append: TypeAlias = tuple[list[Row], asyncio.Future[list[Position]]]
 
 BUSY_SECONDS: Final = 5
 BATCH: Final = 500
@@ -64,8 +66,8 @@ class SqliteLog:
         }
         self._heads: dict[TopicPartition, int] = {}
         self._news = asyncio.Event()
-        self._pending: list[_Append] = []
-        self._queue: SimpleQueue[list[_Append] | None] = SimpleQueue()
+        self._pending: list[Append] = []
+        self._queue: SimpleQueue[list[Append] | None] = SimpleQueue()
         self._closing = threading.Event()
         self._unerased = True
         self._readers = Readers(path)
@@ -102,7 +104,7 @@ class SqliteLog:
         if not self._pending:
             self._loop.call_soon(self._hand_over)
         done: asyncio.Future[list[Position]] = self._loop.create_future()
-        self._pending.append(_Append(rows, done))
+        self._pending.append((rows, done))
         return await done
 
     async def read(self, topic: str, partition: int, offset: int, limit: int = BATCH) -> list[Record]:
@@ -187,7 +189,7 @@ class SqliteLog:
             raise ValueError(f"The event log has no partition {partition} of a topic {topic!r}.")
         return partitions
 
-    def _row(self, message: Message) -> "_Row":
+    def _row(self, message: Message) -> Row:
         if (topic := self.topics.get(message.topic)) is None:
             raise ValueError(f"The event log has no topic {message.topic!r}.")
         if message.value is None and not topic.compacted:
@@ -224,7 +226,7 @@ class SqliteLog:
         closing = False
         sweep_at = time.monotonic() + self._sweep_seconds
         while not closing:
-            group: list[_Append] = []
+            group: list[Append] = []
             try:
                 taken = self._queue.get(timeout=max(0.0, sweep_at - time.monotonic()))
                 while taken is not None:
@@ -241,7 +243,7 @@ class SqliteLog:
         if self._write_connection is not None:
             self._write_connection.close()
 
-    def _commit(self, group: "list[_Append]") -> None:
+    def _commit(self, group: list[Append]) -> None:
         committing = False
         try:
             connection = self._write_connection = self._write_connection or self._connect()
@@ -262,7 +264,7 @@ class SqliteLog:
         self._loop.call_soon_threadsafe(self._settle, group, positions, heads)
 
     def _insert(
-        self, connection: apsw.Connection, group: "list[_Append]"
+        self, connection: apsw.Connection, group: list[Append]
     ) -> tuple[list[list[Position]], dict[TopicPartition, int], bool]:
         heads: dict[TopicPartition, int] = {}
         inserts: dict[TopicPartition, list[tuple[int, str, bytes | None, bytes, float]]] = {}
@@ -317,9 +319,7 @@ class SqliteLog:
             self._write_connection.close(force=True)
             self._write_connection = None
 
-    def _settle(
-        self, group: "list[_Append]", positions: list[list[Position]], heads: dict[TopicPartition, int]
-    ) -> None:
+    def _settle(self, group: list[Append], positions: list[list[Position]], heads: dict[TopicPartition, int]) -> None:
         for (_, done), result in zip(group, positions, strict=True):
             if not done.done():
                 done.set_result(result)
@@ -468,7 +468,7 @@ def _surely_not_committed(error: Exception) -> bool:
     return written or isinstance(error, (apsw.FullError, apsw.BusyError))
 
 
-def _refuse(group: "list[_Append]", failure: type[Exception], sentence: str) -> None:
+def _refuse(group: list[Append], failure: type[Exception], sentence: str) -> None:
     for _, done in group:
         if not done.done():
             done.set_exception(failure(sentence))
@@ -497,10 +497,4 @@ class _Table:
         )
 
 
-class _Append(NamedTuple):
-    rows: "list[_Row]"
-    done: asyncio.Future[list[Position]]
-
-
-_Row: TypeAlias = tuple[TopicPartition, str, bytes | None, bytes]
 _headers: Final = msgspec.json.Decoder(dict[str, str])

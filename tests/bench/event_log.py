@@ -91,10 +91,11 @@ async def visibility(path: Path, write: Callable[[SqliteLog, Path], Awaitable[ob
     opened = await SqliteLog.open(path, TOPICS)
     delays: list[float] = []
     writing = asyncio.ensure_future(write(opened, path))
-    async for batch in opened.follow({("jobs", partition): 0 for partition in range(4)}):
-        delays += ((time.monotonic_ns() - int(record.value or b"")) / 1e6 for record in batch)
-        if len(delays) >= SAMPLES:
-            break
+    async with asyncio.timeout(30):
+        async for batch in opened.follow({("jobs", partition): 0 for partition in range(4)}):
+            delays += ((time.monotonic_ns() - int(record.value or b"")) / 1e6 for record in batch)
+            if len(delays) >= SAMPLES:
+                break
     await writing
     await opened.close()
     return delays
@@ -105,7 +106,7 @@ async def by_this_process(opened: SqliteLog, _: Path) -> None:
 
 
 async def by_another(_: SqliteLog, path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, str(path))
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, str(path))
     await process.wait()
 
 

@@ -24,13 +24,14 @@ class Running:
 
     def __init__(self, data: Path, **environment: str) -> None:
         self.data = data
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", "up", "--port", "0", "--data", str(data)],
-            stdout=subprocess.PIPE,
-            stderr=(data.parent / f"{data.name}.stderr").open("ab"),
-            env={**os.environ, "COLUMNS": "200", "TEXT2SONG_LEASE_SECONDS": "2", **environment},
-            text=True,
-        )
+        with (data.parent / f"{data.name}.stderr").open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "infra.cli", "up", "--port", "0", "--data", str(data)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "TEXT2SONG_LEASE_SECONDS": "2", **environment},
+                text=True,
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         match = re.search(r"http://\S+[0-9]", line)
