@@ -20,6 +20,7 @@ ROUTES: Final = (
     jobs.cancel_generation,
     jobs.list_jobs,
     jobs.get_statistics,
+    jobs.get_generation,
     jobs.get_job,
     jobs.delete_job,
     events.follow_job,
@@ -53,7 +54,9 @@ def create_app(services: Services) -> Litestar:
         dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
         before_request=await_position,
         exception_handlers={HTTPException: answer, Exception: answer},
-        openapi_config=OpenAPIConfig(title="Text2Song Studio", version=version("text2song-studio"), path="/schema"),
+        openapi_config=OpenAPIConfig(
+            title="Text2Song Studio", version=version("text2song-studio"), path="/schema", use_handler_docstrings=True
+        ),
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )

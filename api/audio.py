@@ -89,7 +89,7 @@ async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response
 @route(
     "/audio/{sample_id:str}/stream",
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
-    operation_id="streamAudio",
+    operation_id=lambda handler, method, path: f"{method.lower()}AudioStream",  # noqa: ARG005
     tags=["audio"],
 )
 async def stream_audio(

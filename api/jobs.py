@@ -101,11 +101,15 @@ async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Respon
     )
 
 
-@get(["/generate/{job_id:str}", "/jobs/{job_id:str}"], operation_id="getJob", tags=["generation", "jobs"])
+@get("/generate/{job_id:str}", operation_id="getGeneration", tags=["generation"])
+async def get_generation(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
+    """The job's status, its progress, and its samples once there are any."""
+    return await _answer(services, job_id)
+
+
+@get("/jobs/{job_id:str}", operation_id="getJob", tags=["jobs"])
 async def get_job(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
-    job = await load(services, job_id)
-    headers = positions.headers(Position("jobs", job.partition, job.position))
-    return Response(body(services, job), headers=headers)
+    return await _answer(services, job_id)
 
 
 @get("/jobs", operation_id="listJobs", tags=["jobs"])
@@ -221,6 +225,12 @@ def body(services: Services, job: Job) -> JobBody:
         suspect=job.suspect,
         outcomes=list(job.outcomes),
     )
+
+
+async def _answer(services: Services, job_id: str) -> Response[JobBody]:
+    job = await load(services, job_id)
+    headers = positions.headers(Position("jobs", job.partition, job.position))
+    return Response(body(services, job), headers=headers)
 
 
 async def _settled(services: Services, receipt: Receipt) -> Job | None:

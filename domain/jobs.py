@@ -49,12 +49,14 @@ class Outcome(Struct, frozen=True):
 class Sample(Struct, frozen=True):
     event: SampleGenerated
     created_at: str
+    position: int
 
 
 class Job(Struct, frozen=True, kw_only=True):
     """`failures` counts attempts that reported an error, `lost` those in a row that ended without word or sample.
 
-    `origin` is the offset of the submission, `position` that of the last event folded, both in `partition`.
+    Offsets in `partition`: `origin` of the submission, `position` of the last event folded, `silenced` of the one that
+    took the samples away from listeners.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Job(Struct, frozen=True, kw_only=True):
     started_at: str | None = None
     completed_at: str | None = None
     deleted_at: str | None = None
+    silenced: int | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -90,7 +93,11 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def audible(self) -> tuple[Sample, ...]:
         """The samples a listener may have: none of a deleted or cancelled job."""
-        return () if self.deleted_at or self.status in {"cancelling", "cancelled"} else self.samples
+        return () if self.is_silent else self.samples
+
+    @property
+    def is_silent(self) -> bool:
+        return self.deleted_at is not None or self.status in {"cancelling", "cancelled"}
 
     def outcome(self, event_id: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
@@ -177,6 +184,8 @@ def evolve(job: Job | None, recorded: Recorded) -> Job | None:
     changed = job if isinstance(result, str) else result
     if isinstance(recorded.event, Undecodable):
         changed, reason = replace(job, suspect=True), recorded.event.error
+    if changed.is_silent and job.silenced is None:
+        changed = replace(changed, silenced=position.offset)
     outcome = Outcome(recorded.id, recorded.type, reason)
     return replace(changed, outcomes=(*changed.outcomes, outcome)[-OUTCOMES:])
 
@@ -219,7 +228,9 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
                 return refusal
             if event.index not in job.missing:
                 return f"sample {event.index} is not one of those missing"
-            samples = sorted((*job.samples, Sample(event, now)), key=lambda sample: sample.event.index)
+            samples = sorted(
+                (*job.samples, Sample(event, now, recorded.position.offset)), key=lambda sample: sample.event.index
+            )
             return replace(job, samples=tuple(samples), lost=0)
         case JobCompleted(attempt=attempt):
             if refusal := _not_running(job, attempt):

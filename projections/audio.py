@@ -73,6 +73,6 @@ def samples(job: Job) -> Iterator[AudioSample]:
             sha256=event.sha256,
             loudness_lufs=event.loudness_lufs,
             created_at=sample.created_at,
-            position=job.position,
-            hidden=sample not in job.audible,
+            position=sample.position if job.silenced is None else job.silenced,
+            hidden=job.is_silent,
         )

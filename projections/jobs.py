@@ -110,7 +110,7 @@ def _partition(recorded: Recorded) -> int:
 
 
 def _audio_differs(before: Job | None, after: Job) -> bool:
-    return before is None or (before.samples, before.audible) != (after.samples, after.audible)
+    return before is None or (before.samples, before.silenced) != (after.samples, after.silenced)
 
 
 def _milliseconds(start: str, end: str) -> int:

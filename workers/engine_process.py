@@ -160,7 +160,7 @@ class _Child:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self, *, patience: float) -> Ready:
-        await asyncio.to_thread(self.process.start)
+        await asyncio.to_thread(self._spawn)
         self._far_end.close()
         threading.Thread(target=self._listen, name="text2song-engine-listener", daemon=True).start()
         try:
@@ -179,6 +179,14 @@ class _Child:
                 raise EngineError(refusal)
             case Died(reason=reason):
                 raise EngineError(f"{reason} It was loading the model.", transient=True)
+
+    def _spawn(self) -> None:
+        # Ctrl-C reaches the whole process group, and the child while it is still importing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     async def end(self, reason: str) -> None:
         self._reason = self._reason or f"The generation process {reason}."

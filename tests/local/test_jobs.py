@@ -243,7 +243,7 @@ def test_scenario_list_all_jobs(studio: Running) -> None:
     walked: list[str] = []
     cursor: str | None = None
     while True:
-        query = {"collection": "all", "limit": 2} | ({"cursor": cursor} if cursor else {})
+        query = {"collection": "all", "limit": "2"} | ({"cursor": cursor} if cursor else {})
         page = studio.http.get("/jobs", params=query).json()
         walked += [item["id"] for item in page["items"]]
         if (cursor := page["next_cursor"]) is None:

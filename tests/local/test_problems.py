@@ -119,7 +119,7 @@ def test_every_route_is_documented(studio: Running) -> None:
         for method, operation in path.items()
         if method in {"get", "post", "delete", "head"}
     }
-    assert {"submitGeneration", "listJobs", "followJob", "getWaveform", "isReady"} <= operations.keys()
+    assert {"submitGeneration", "listJobs", "followJob", "getAudioStream", "getWaveform", "isReady"} <= operations.keys()
     assert all(operation.get("tags") for operation in operations.values())
 
 

@@ -1,0 +1,254 @@
+"""The views against a real store: redelivery, crashes between writes, damage, and a rebuild."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domain import jobs
+from domain.errors import UnavailableError, UnknownVersionError
+from domain.events import (
+    AnyEvent,
+    JobAttemptFailed,
+    JobCancelled,
+    JobCancelRequested,
+    JobCompleted,
+    JobDeleted,
+    JobFailed,
+    JobStarted,
+    PromptCreated,
+    decode,
+    encode,
+)
+from domain.jobs import JOBS, Job
+from domain.ports import Document, Message, Position, Record, TopicPartition, View
+from infra.sqlite_log import SqliteLog
+from infra.sqlite_store import SqliteStore
+from projections.audio import AUDIO
+from projections.jobs import STATS
+from projections.project import VIEWS, project
+from tests.digest import digests
+from tests.history import SUBMITTED, sample
+from tests.local.engine import ScriptedEngine
+from tests.local.parts import Parts, open_parts
+
+STARTED = JobStarted(job_id="job", attempt=1, worker_id="w1")
+LATER = "2026-01-02T00:00:00.000000Z"
+EVENTS: list[AnyEvent] = [
+    SUBMITTED,
+    STARTED,
+    JobStarted(job_id="job", attempt=2, worker_id="w2"),
+    *(sample(index, attempt) for index in (0, 1) for attempt in (1, 2)),
+    *(JobCompleted(job_id="job", attempt=attempt) for attempt in (1, 2)),
+    JobAttemptFailed(job_id="job", attempt=1, error="out of memory", retry_at=LATER),
+    JobFailed(job_id="job", attempt=1, error="no such key"),
+    JobCancelRequested(job_id="job"),
+    JobCancelled(job_id="job", worker_id="w1"),
+    JobDeleted(job_id="job"),
+]
+LIVES: list[list[AnyEvent]] = [
+    [SUBMITTED, STARTED, sample(0), sample(1), JobCompleted(job_id="job", attempt=1), JobDeleted(job_id="job")],
+    [SUBMITTED, STARTED, sample(0), JobCancelRequested(job_id="job"), JobCancelled(job_id="job", worker_id="w1")],
+    [SUBMITTED, STARTED, sample(0), JobStarted(job_id="job", attempt=2, worker_id="w2"), sample(1, 2)],
+]
+
+
+def records(events: Sequence[AnyEvent]) -> list[Record]:
+    """One partition's records, a second apart."""
+    made = []
+    for offset, event in enumerate(events):
+        time = f"2026-01-01T00:{offset // 60:02}:{offset % 60:02}.000000Z"
+        message = encode(event, event_id=f"event-{offset}", time=time)
+        made.append(Record(Position("jobs", 0, offset), message.key, message.value, message.headers))
+    return made
+
+
+class CrashingStore(SqliteStore):
+    """Saves in order and stops for good in the middle of a save, as a process that dies between two writes does."""
+
+    writes_left = 10**9
+
+    async def save(
+        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+    ) -> None:
+        for document in documents:
+            if not self.writes_left:
+                raise UnavailableError("The store stopped.")
+            self.writes_left -= 1
+            await super().save([document], {})
+        await super().save([], watermarks)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
+    opened = await SqliteLog.open(tmp_path / "events.db")
+    yield opened
+    await opened.close()
+
+
+async def folded(log: SqliteLog, path: Path, batches: Sequence[Sequence[Record]]) -> dict[str, str]:
+    store = await SqliteStore.open(path, VIEWS)
+    try:
+        for batch in batches:
+            await project(log, store, batch)
+        return await digests(store)
+    finally:
+        await store.close()
+
+
+histories = st.one_of(
+    st.lists(st.sampled_from(EVENTS), max_size=12).map(lambda events: [SUBMITTED, *events]), st.sampled_from(LIVES)
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=histories, data=st.data())
+def test_redelivery_in_any_batches_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], data: st.DataObject
+) -> None:
+    history = records(events)
+    starts = data.draw(st.lists(st.integers(0, len(history)), max_size=4).map(sorted))
+    overlapping = [history[:start] for start in starts] + [history[start:] for start in starts] + [history]
+
+    async def compare() -> None:
+        folder = tmp_path_factory.mktemp("redelivery")
+        log = await SqliteLog.open(folder / "events.db")
+        once = await folded(log, folder / "once.db", [history])
+        one_by_one = await folded(log, folder / "single.db", [[record] for record in history])
+        again = await folded(log, folder / "again.db", [batch for batch in overlapping if batch])
+        await log.close()
+        assert once == one_by_one == again
+
+    asyncio.run(compare())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=histories, cut=st.integers(0, 8), batch=st.integers(1, 6))
+def test_a_crash_between_two_writes_costs_nothing(
+    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], cut: int, batch: int
+) -> None:
+    history = records(events)
+    batches = [history[start : start + batch] for start in range(0, len(history), batch)]
+
+    async def compare() -> None:
+        folder = tmp_path_factory.mktemp("crash")
+        log = await SqliteLog.open(folder / "events.db")
+        store = await CrashingStore.open(folder / "crashed.db", VIEWS)
+        store.writes_left = cut
+        for records in batches:
+            try:
+                await project(log, store, records)
+            except UnavailableError:
+                store.writes_left = 10**9
+                await project(log, store, records)
+        crashed = await digests(store)
+        await store.close()
+        assert crashed == await folded(log, folder / "clean.db", batches)
+        await log.close()
+
+    asyncio.run(compare())
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=histories)
+def test_the_statistics_are_those_of_the_jobs(tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent]) -> None:
+    async def compare() -> None:
+        folder = tmp_path_factory.mktemp("stats")
+        log = await SqliteLog.open(folder / "events.db")
+        store = await SqliteStore.open(folder / "views.db", VIEWS)
+        await project(log, store, records(events))
+        found = [job async for job in store.scan(JOBS) if not job.deleted_at]
+        (stats,) = [part async for part in store.scan(STATS)]
+        assert stats.counts == Counter(job.status for job in found)
+        assert sum(stats.completions.values()) == stats.counts.get("completed", 0)
+        audible = {made.event.sample_id for job in found for made in job.audible}
+        assert {audio.id async for audio in store.scan(AUDIO) if not audio.hidden} == audible
+        await store.close()
+        await log.close()
+
+    asyncio.run(compare())
+
+
+async def test_deleting_the_read_store_rebuilds_it_identically(tmp_path: Path) -> None:
+    async with open_parts(tmp_path) as parts:
+        async with parts.working(ScriptedEngine(), ScriptedEngine()):
+            for number in range(12):
+                await parts.submit(f"j{number}")
+            await parts.journal.append(JobCancelRequested(job_id="j10"), JobDeleted(job_id="j11"))
+            for number in range(10):
+                await parts.when(f"j{number}", "completed")
+            await parts.when("j10", "cancelled", "completed")
+        await parts.journal.append(PromptCreated(prompt_id="p1", text="rain"))
+        assert await parts.host.caught_up(10)
+        before = await digests(parts.store)
+    for file in list(tmp_path.glob("views.db*")):  # noqa: ASYNC240 -- nothing else runs
+        file.unlink()
+    async with open_parts(tmp_path) as parts:
+        assert await parts.host.caught_up(10)
+        assert await digests(parts.store) == before
+
+
+async def test_damage_goes_to_the_dead_letters_once_and_the_rest_goes_on(tmp_path: Path) -> None:
+    damage = Message("jobs", "j1", b"\x00 not JSON", {"ce_id": "broken", "ce_type": "text2song.job.started.v1"})
+    async with open_parts(tmp_path) as parts:
+        await parts.submit("j1")
+        (position,) = await parts.log.append([damage])
+        await parts.journal.append(JobCancelRequested(job_id="j1"))
+        job = await parts.when("j1", "cancelled")
+        assert job.suspect
+        assert [outcome.reason is None for outcome in job.outcomes] == [True, False, True]
+        assert (await parts.http.get("/jobs/j1")).json()["suspect"] is True
+    for file in list(tmp_path.glob("views.db*")):  # noqa: ASYNC240 -- nothing else runs
+        file.unlink()
+    async with open_parts(tmp_path) as parts:
+        assert await parts.host.caught_up(10)
+        (buried,) = await parts.log.read("deadletter", 0, 0)
+        assert (buried.key, buried.value) == (str(position), damage.value)
+        assert buried.headers["deadletter_key"] == "j1"
+        assert buried.headers["deadletter_error"]
+        assert buried.headers["ce_id"] == "broken"
+
+
+async def test_an_event_of_a_newer_version_stops_the_host_loudly(tmp_path: Path) -> None:
+    async with open_parts(tmp_path) as parts:
+        await parts.submit("j1")
+        await parts.when("j1", "queued")
+        before = await parts.store.watermarks()
+    message = encode(STARTED, event_id="x", time=LATER)
+    newer = Message("jobs", "j1", message.value, {**message.headers, "ce_type": "text2song.job.started.v2"})
+    log = await SqliteLog.open(tmp_path / "events.db")
+    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    await log.append([newer])
+    parts = Parts(tmp_path, log, store, parts.objects)
+    with pytest.raises(UnknownVersionError, match=r"text2song.job.started.v2"):
+        async with asyncio.timeout(10):
+            await parts.host.run()
+    assert await store.watermarks() == before
+    await parts.http.aclose()
+    await store.close()
+    await log.close()
+
+
+async def test_every_reader_folds_the_same_job(parts: Parts) -> None:
+    """What the worker folds from the log is what the views show."""
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1")
+        shown = await parts.when("j1", "completed")
+    folded: Job | None = None
+    for record in await parts.log.read("jobs", shown.partition, 0):
+        folded = jobs.evolve(folded, decode(record))
+    assert folded == shown
+
+
+async def test_a_submission_carries_all_that_a_worker_needs(parts: Parts) -> None:
+    """A job whose prompt nobody ever stored runs all the same."""
+    engine = ScriptedEngine()
+    async with parts.working(engine):
+        await parts.submit("j1", prompt_id="never-stored", prompt="only here")
+        await parts.when("j1", "completed")
+    assert engine.requests[0].prompt == "only here"
