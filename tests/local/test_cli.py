@@ -1,0 +1,122 @@
+"""The command line as a person uses it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from tests.conditions import eventually_sync
+from tests.local.conftest import Running
+
+
+def text2song(*arguments: str, cwd: Path, seconds: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_generate_saves_what_a_running_studio_makes(studio: Running, tmp_path: Path) -> None:
+    done = text2song(
+        "generate", "Rain, on a [tin] roof!", "--url", studio.url, "--samples", "2", "--duration", "1", "--seed", "3",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("rain-on-a-tin-roof-*.wav"))
+    assert len(files) == 2
+    for number, file in enumerate(files):
+        assert soundfile.info(file).duration == 1
+        assert f"{file.name}  1.00 s, 32 kHz" in done.stdout
+        assert f"seed {3 + number}" in done.stdout
+    assert "Rain, on a [tin] roof!" in done.stdout
+    assert "noise" in done.stdout
+    assert re.search(r"\d s  completed  version \d", done.stdout)
+
+
+def test_generate_says_why_a_request_was_refused(studio: Running, tmp_path: Path) -> None:
+    done = text2song("generate", "x", "--url", studio.url, "--duration", "31", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("text2song: The requested duration is 31 s; text2song/wiring-noise makes from 0.5 s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_says_how_to_start_a_studio_where_there_is_none(tmp_path: Path) -> None:
+    done = text2song("generate", "x", "--url", "http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "No studio answers at http://127.0.0.1:9" in done.stderr
+    assert "text2song up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (
+            {"TEXT2SONG_MODEL": "facebook/musicgen-small", "HF_HOME": "nowhere"},
+            "text2song models pull facebook/musicgen",
+        ),
+        ({"TEXT2SONG_MODEL": "./missing"}, "./missing"),
+        ({"TEXT2SONG_PORT": "many"}, "TEXT2SONG_PORT is 'many'"),
+        ({"TEXT2SONG_DATA": "/dev/null/data"}, "The data folder /dev/null/data cannot be made"),
+        ({"TEXT2SONG_HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1"),
+    ],
+)
+def test_up_ends_with_a_sentence_where_it_cannot_start(tmp_path: Path, environment: dict[str, str], words: str) -> None:
+    done = text2song("up", cwd=tmp_path, **environment)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_up_refuses_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = text2song("up", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Choose another with --host or --port." in done.stderr
+
+
+def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """A job in hand goes back to the queue, and a follower's stream ends instead of holding the server up."""
+    first = Running(tmp_path / "data")
+    first.wait_until_ready()
+    job_id = first.http.post("/generate", json={"prompt": "x", "duration": 5, "num_samples": 16}).json()["job_id"]
+    eventually_sync(lambda: first.http.get(f"/jobs/{job_id}").json()["sample_ids"])
+    with first.http.stream("GET", f"/jobs/{job_id}/events") as stream:
+        assert next(stream.iter_lines())
+        assert first.stop(signal.SIGINT) == 0
+    assert "Traceback" not in first.errors()
+    second = Running(tmp_path / "data")
+    job = second.http.get(f"/jobs/{job_id}").json()
+    assert job["status"] in {"queued", "processing"}
+    made = eventually_sync(
+        lambda: (found := second.http.get(f"/jobs/{job_id}").json())["status"] == "completed" and found
+    )
+    assert (len(made["sample_ids"]), made["attempt"]) == (16, 2)
+    assert second.stop() == 0
+    assert second.errors() == first.errors()
+
+
+def test_models_list_marks_the_active_one(tmp_path: Path) -> None:
+    done = text2song("models", "list", cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 0
+    (active,) = [line for line in done.stdout.splitlines() if "*" in line]
+    assert "text2song/wiring-noise" in active
+    assert "facebook/musicgen-stereo-large" in done.stdout
+    assert "noise" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull")])
+def test_every_command_explains_itself(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = text2song(*arguments, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
