@@ -15,7 +15,7 @@ import msgspec
 
 from domain.errors import UnavailableError
 from domain.ports import D, Document, Query, Scalar, TopicPartition, View
-from infra.sqlite_log import Readers, connect, explain, is_new, transaction
+from infra.sqlite import Readers, connect, explain, is_new, transaction
 
 # To be raised when a view's `fields` or a fold changes: every store is then folded again.
 SCHEMA: Final = 1

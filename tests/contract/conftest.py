@@ -12,7 +12,8 @@ import pytest
 
 from domain.ports import EventLog, ObjectStore, ReadStore, Topic, View
 from infra.file_objects import FileObjects
-from infra.sqlite_log import Readers, SqliteLog
+from infra.sqlite import Readers
+from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 
 PATIENCE: Final = 30.0

@@ -15,14 +15,14 @@ from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 
 
-def text2song(*arguments: str, cwd: Path, seconds: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def text2song(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=60,
         check=False,
     )
 
