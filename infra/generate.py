@@ -41,7 +41,7 @@ async def _watch(console: Console, client: StudioClient, job_id: str) -> dict[st
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("queued", total=1.0)
+        task = bar.add_task(_label("queued"), total=1.0)
         async for update in client.follow(job_id):
             _advance(bar, task, update)
             if update.name != "progress":
@@ -59,7 +59,11 @@ def _advance(bar: Progress, task: TaskID, update: JobUpdate) -> None:
     if update.name == "progress":
         bar.update(task, completed=update.data["fraction"], description=update.data["stage"])
     else:
-        bar.update(task, completed=update.data["progress"] / 100, description=update.data["status"])
+        bar.update(task, completed=update.data["progress"] / 100, description=_label(update.data["status"]))
+
+
+def _label(status: str) -> str:
+    return "queued, until a worker is free and its model loaded" if status == "queued" else status
 
 
 def _describe(path: Path, sample: dict[str, Any]) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.contract.conftest import full_disk
 from tests.local.conftest import Running
+from tests.local.parts import Parts
 
 JSON = {"Content-Type": "application/json"}
 
@@ -119,7 +121,7 @@ def test_every_route_is_documented(studio: Running) -> None:
         for method, operation in path.items()
         if method in {"get", "post", "delete", "head"}
     }
-    assert {"submitGeneration", "listJobs", "followJob", "getAudioStream", "getWaveform", "isReady"} <= operations.keys()
+    assert {"submitGeneration", "listJobs", "followJob", "getAudioStream", "isReady"} <= operations.keys()
     assert all(operation.get("tags") for operation in operations.values())
 
 
@@ -128,3 +130,15 @@ def test_health_tells_alive_from_ready(studio: Running) -> None:
     ready = studio.http.get("/health/ready").json()
     assert (ready["status"], ready["log"], ready["views"]) == ("ready", True, True)
     assert [worker["state"] in {"ready", "busy"} for worker in ready["workers"]] == [True]
+
+
+async def test_a_full_disk_refuses_the_job_loudly_and_nothing_is_half_written(parts: Parts) -> None:
+    size = parts.folder.joinpath("events.db-wal").stat().st_size
+    with full_disk(size):
+        refused = await parts.http.post("/generate", json={"prompt": "x" * 4000})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert "free space. Nothing was appended." in refused.json()["detail"]
+    assert (await parts.http.get("/jobs")).json()["total"] == 0
+    taken = await parts.http.post("/generate", json={"prompt": "x" * 4000})
+    assert taken.status_code == 202
+    assert (await parts.http.get("/jobs")).json()["total"] == 1
