@@ -73,6 +73,7 @@ def submission(
         prompt_id=prompt_id,
         prompt=text,
         model_id=model.id,
+        model_revision=model.revision,
         seeds=request.seeds or [(first + index) % SEEDS for index in range(count)],
         duration=duration,
         sampling=Sampling(

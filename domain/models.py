@@ -14,7 +14,8 @@ MIN_DURATION: Final = 0.5
 class Model(Struct, frozen=True, kw_only=True):
     """`max_duration` is in seconds, `sample_rate` in Hz; `vram_gb` is what generating its longest clip needs.
 
-    `notice` is what a listener must be told before hearing it.
+    `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be told before
+    hearing it.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Model(Struct, frozen=True, kw_only=True):
     vram_gb: float
     capabilities: list[str]
     license: str
+    revision: str | None = None
     is_active: bool = False
     notice: str | None = None
 

@@ -25,7 +25,8 @@ from infra.sqlite_store import SqliteStore
 from projections.local import LocalHost
 from projections.project import VIEWS
 from workers.engine_process import EngineProcess
-from workers.engines.checkpoints import load, resolve
+from workers.engines.checkpoints import resolve
+from workers.engines.loading import load
 from workers.generation import GenerationWorker
 
 

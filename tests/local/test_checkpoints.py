@@ -62,7 +62,7 @@ def test_a_folder_is_named_after_itself_and_sets_its_own_limits(folder: Path) ->
     checkpoint = resolve(str(folder))
     model = checkpoint.model
     assert (model.id, model.sample_rate, model.channels, model.max_duration) == ("local/my-model", 32000, 2, 30.0)
-    assert (checkpoint.folder, checkpoint.revision) == (folder, None)
+    assert (checkpoint.folder, checkpoint.model.revision) == (folder, None)
 
 
 def test_a_short_position_table_shortens_the_longest_clip(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_short_position_table_shortens_the_longest_clip(folder: Path) -> None:
 
 def test_a_cached_hub_model_is_known_with_its_commit(cached: Path) -> None:
     checkpoint = resolve("facebook/musicgen-stereo-small")
-    assert (checkpoint.folder, checkpoint.revision) == (cached, COMMIT)
+    assert (checkpoint.folder, checkpoint.model.revision) == (cached, COMMIT)
     assert (checkpoint.model.license, checkpoint.model.vram_gb) == ("CC-BY-NC-4.0", 4)
 
 

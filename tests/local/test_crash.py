@@ -57,7 +57,7 @@ class Customer:
 
     async def reconsider(self) -> None:
         while not self.leaving:
-            await asyncio.sleep(self._dice.uniform(0, 4))
+            await asyncio.sleep(self._dice.uniform(0, 8))
             status = self._dice.choice(["queued", "processing"])
             if not (jobs := (await self._ask("GET", "/jobs", params={"status": status}))["items"]):
                 continue
@@ -74,13 +74,10 @@ class Customer:
         return False
 
     async def _submit(self, key: str) -> None:
-        request = {
-            "prompt": f"rain on a tin roof, take {key}",
-            "num_samples": self._dice.choice([1, 2]),
-            "duration": self._dice.uniform(1, 2),
-        }
+        samples, duration = self._dice.choice([1, 2]), self._dice.uniform(1, 2)
+        request = {"prompt": f"rain on a tin roof, take {key}", "num_samples": samples, "duration": duration}
         answer = await self._ask("POST", "/generate", json=request, headers={"Idempotency-Key": key})
-        self.accepted[answer["job_id"]] = request["num_samples"]
+        self.accepted[answer["job_id"]] = samples
 
     async def _ask(self, method: str, path: str, *, or_else: int = 200, **request: Any) -> Any:
         """The answer's body, None where it is the other one that fits."""

@@ -16,7 +16,8 @@ from domain.models import NOISE, Model
 from tests.conditions import eventually_sync
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engine_process import EngineProcess
-from workers.engines.checkpoints import load, resolve
+from workers.engines.checkpoints import resolve
+from workers.engines.loading import load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,7 +1,6 @@
 """What the name of a model means: where its files lie, and the limits they set. Finding out takes no torch."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,12 +17,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from msgspec import Struct
 from msgspec.structs import replace
 
 from domain.models import KNOWN, MIN_DURATION, NOISE, Model
-from workers.engine import Engine, EngineError
+from workers.engine import EngineError
 
 LONGEST: Final = 30.0
 ANSWER_SECONDS: Final = 8.0
@@ -35,14 +33,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """A model that can be loaded. `folder` is None for the one that is built on the spot.
-
-    `revision` is the commit hash on the Hugging Face hub, where it is known.
-    """
+    """A model that can be loaded. `folder` is None for the one that is built on the spot."""
 
     model: Model
     folder: Path | None = None
-    revision: str | None = None
 
 
 class Codec(Struct):
@@ -67,26 +61,6 @@ class Config(Struct):
         frames = self.decoder.max_position_embeddings - self.decoder.num_codebooks // self.decoder.audio_channels + 1
         seconds = frames * math.prod(self.audio_encoder.upsampling_ratios) / self.audio_encoder.sampling_rate
         return min(LONGEST, math.floor(seconds * 1000) / 1000)
-
-
-def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
-    """A checkpoint's engine, for the process that is to own it: its threads, its chatter and its network are set.
-
-    Raises EngineError.
-    """
-    constants.HF_HUB_OFFLINE = True
-    disable_progress_bars()
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
-    # Who only wants to know what a name means must not wait for these.
-    import torch  # noqa: PLC0415
-
-    from workers.engines.musicgen import MusicgenEngine  # noqa: PLC0415
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # The built-in model is so small that its threads would only wait for each other.
-    torch.set_num_threads(1 if checkpoint.folder is None or cores == 1 else max(2, cores - 1))
-    return MusicgenEngine.load(checkpoint, device)
 
 
 def resolve(name: str) -> Checkpoint:
@@ -154,7 +128,8 @@ def _cached(name: str) -> Checkpoint:
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise EngineError(f"Model {name} is not on this machine. {way_out}") from error
-    return replace(_read(name, folder, name, way_out), revision=folder.name)
+    checkpoint = _read(name, folder, name, way_out)
+    return replace(checkpoint, model=replace(checkpoint.model, revision=folder.name))
 
 
 def _read(name: str, folder: Path, model_id: str, way_out: str) -> Checkpoint:
