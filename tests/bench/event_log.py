@@ -1,4 +1,4 @@
-"""The SQLite event log: appends a second beside raw group commit in the same run, and how soon a follower sees one."""
+"""The SQLite event log: appends a second beside group commits by hand, and how soon a follower sees one."""
 
 import asyncio
 import statistics
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 import apsw
@@ -57,19 +58,67 @@ def raw(path: Path, rows: int) -> float:
     return rates[0]
 
 
-async def log(path: Path, callers: int) -> float:
+async def bare(path: Path, callers: int) -> float:
+    """Appends of the same records a second by the same callers, over the barest queue and thread that group commits.
+
+    No topics, no offsets by partition, no limits, no followers, no other process.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: SimpleQueue[list[tuple[str, bytes, bytes, asyncio.Future[None]]] | None] = SimpleQueue()
+    pending: list[tuple[str, bytes, bytes, asyncio.Future[None]]] = []
+
+    def settle(group: list[tuple[str, bytes, bytes, asyncio.Future[None]]]) -> None:
+        for *_, done in group:
+            done.set_result(None)
+
+    def work() -> None:
+        connection = apsw.Connection(str(path))
+        connection.pragma("journal_mode", "WAL")
+        connection.pragma("synchronous", "FULL")
+        connection.execute("CREATE TABLE records (offset INTEGER PRIMARY KEY, key, value, headers)")
+        while (group := waiting.get()) is not None:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT INTO records VALUES (NULL, ?, ?, ?)", [row[:3] for row in group])
+            connection.execute("COMMIT")
+            loop.call_soon_threadsafe(settle, group)
+        connection.close()
+
+    def hand_over() -> None:
+        waiting.put(pending.copy())
+        pending.clear()
+
+    async def append(key: str, value: bytes) -> None:
+        if not pending:
+            loop.call_soon(hand_over)
+        done = loop.create_future()
+        pending.append((key, value, msgspec.json.encode(HEADERS), done))
+        await done
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    rate = await race(callers, append)
+    waiting.put(None)
+    await asyncio.to_thread(thread.join)
+    return rate
+
+
+async def race(callers: int, append: Callable[[str, bytes], Awaitable[object]]) -> float:
     """Appends a second by concurrent callers on one event loop, each waiting for its own before the next."""
-    opened = await SqliteLog.open(path, TOPICS)
     done, start = 0, time.perf_counter()
 
     async def call(caller: int) -> None:
         nonlocal done
         while time.perf_counter() - start < SECONDS:
-            await opened.append([Message("jobs", f"key-{caller}", VALUE, HEADERS)])
+            await append(f"key-{caller}", VALUE)
             done += 1
 
     await asyncio.gather(*(call(caller) for caller in range(callers)))
-    rate = done / (time.perf_counter() - start)
+    return done / (time.perf_counter() - start)
+
+
+async def log(path: Path, callers: int) -> float:
+    opened = await SqliteLog.open(path, TOPICS)
+    rate = await race(callers, lambda key, value: opened.append([Message("jobs", key, value, HEADERS)]))
     await opened.close()
     return rate
 
@@ -113,18 +162,19 @@ async def by_another(_: SqliteLog, path: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rates: dict[int, list[tuple[float, float]]] = {callers: [] for callers in CALLERS}
+        rates: dict[int, list[tuple[float, float, float]]] = {callers: [] for callers in CALLERS}
         for round_ in range(ROUNDS):
-            for callers, pairs in rates.items():
+            for callers, rows in rates.items():
                 here = folder / f"{callers}-{round_}"
-                pairs.append(
-                    (asyncio.run(log(here.with_suffix(".log"), callers)), raw(here.with_suffix(".raw"), callers))
-                )
-        print("callers   appends/s   raw group commit/s   ratio")
-        for callers, pairs in rates.items():
-            ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-            print(f"{callers:7}   {ours:9,.0f}   {theirs:18,.0f}   {ratio:5.0%}")
+                ours = asyncio.run(log(here.with_suffix(".log"), callers))
+                by_hand = asyncio.run(bare(here.with_suffix(".bare"), callers))
+                rows.append((ours, by_hand, raw(here.with_suffix(".raw"), callers)))
+        print("callers   appends/s   bare group commit/s   ratio   ready-made rows/s   ratio")
+        for callers, rows in rates.items():
+            ours, by_hand, ready = (statistics.median(side) for side in zip(*rows, strict=True))
+            to_bare = statistics.median(row[0] / row[1] for row in rows)
+            to_ready = statistics.median(row[0] / row[2] for row in rows)
+            print(f"{callers:7}   {ours:9,.0f}   {by_hand:19,.0f}   {to_bare:5.0%}   {ready:17,.0f}   {to_ready:5.0%}")
         for writer, write in (("this process", by_this_process), ("another process", by_another)):
             delays = statistics.quantiles(asyncio.run(visibility(folder / writer, write)), n=100)
             print(f"an append by {writer} is seen after {delays[49]:.2f} ms (p50), {delays[98]:.2f} ms (p99)")
