@@ -4,6 +4,7 @@ An event is a JSON object tagged by `type`; its envelope is CloudEvents 1.0 in K
 ever added, with defaults. Anything else is a new version with an upcaster.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
@@ -18,6 +19,7 @@ Format: TypeAlias = Literal["flac", "wav", "mp3", "ogg"]
 SOURCE: Final = "/text2song"
 FOREVER: Final = None
 HOUR: Final = 3600.0
+CANONICAL: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z")
 
 TOPICS: Final = {
     topic.name: topic
@@ -294,7 +296,9 @@ def decode(record: Record) -> Recorded:
     if record.value is None:
         return recorded(Undecodable("a tombstone on a topic that erases nothing"))
     try:
-        time = timestamp(datetime.fromisoformat(record.headers.get("ce_time", "")))
+        written = record.headers.get("ce_time", "")
+        moment = datetime.fromisoformat(written)
+        time = written if CANONICAL.fullmatch(written) else timestamp(moment)
         tag = _tag_decoder.decode(record.value).type
         if (known := EVENTS.get(tag)) is None:
             return recorded(UnknownEvent(tag))

@@ -1,7 +1,7 @@
 """The life of a generation job.
 
-    queued ──▶ processing ──▶ completed        cancel: queued ──▶ cancelled
-      ▲            │  └─────▶ failed                   processing ──▶ cancelling ──▶ cancelled
+    queued ──▶ processing ──▶ completed        cancel: queued ──▶ cancelled, if no attempt was made
+      ▲            │  └─────▶ failed                   queued, processing ──▶ cancelling ──▶ cancelled
       └── attempt failed                       delete: the same, and `deleted_at` is set
 
 Events on the log are proposals. `evolve` takes the first valid one in partition order and refuses the others with a
@@ -108,6 +108,7 @@ JOBS: Final = View(
     Job,
     fields=lambda job: {
         "status": job.status,
+        "open": job.is_open,
         "adapter_id": job.request.adapter.id if job.request.adapter else None,
         "client_id": job.request.client_id,
         "campaign_id": job.request.campaign_id,
@@ -115,7 +116,7 @@ JOBS: Final = View(
         "collection": job.request.collection,
         "hidden": job.deleted_at is not None,
     },
-    filters=("status", "adapter_id", "client_id", "campaign_id", "brief_id", "collection"),
+    filters=("status", "open", "adapter_id", "client_id", "campaign_id", "brief_id", "collection"),
 )
 
 
@@ -269,9 +270,9 @@ def _not_running(job: Job, attempt: int) -> str | None:
 
 def _stopped(job: Job, now: str) -> Job:
     match job.status:
-        case "queued":
+        case "queued" if job.attempt == 0:
             return replace(job, status="cancelled", completed_at=now)
-        case "processing":
+        case "queued" | "processing":
             return replace(job, status="cancelling")
         case _:
             return job

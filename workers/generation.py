@@ -29,7 +29,7 @@ from domain.events import (
     WorkerAlive,
     timestamp,
 )
-from domain.jobs import JOBS, MAX_LOST, OPEN, Job
+from domain.jobs import JOBS, MAX_LOST, Job
 from domain.journal import Journal
 from domain.ports import ObjectStore, Position, Query, ReadStore, TopicPartition
 from workers.audio import master
@@ -56,9 +56,9 @@ def sample_id(job_id: str, index: int) -> str:
     return str(uuid5(NAMESPACE_URL, f"sample:{job_id}:{index}"))
 
 
-def folder(job_id: str, attempt: int | None = None) -> str:
-    """Where a job's audio lies, or one attempt's."""
-    return f"samples/{job_id}" if attempt is None else f"samples/{job_id}/{attempt}"
+def folder(job_id: str) -> str:
+    """Where a job's audio lies, in a folder for each attempt."""
+    return f"samples/{job_id}"
 
 
 class _Run:
@@ -125,14 +125,14 @@ class GenerationWorker:
         self._next = {("jobs", number): marks.get(("jobs", number), 0) for number in jobs_partitions}
         for number, end in (await self._journal.log.ends("progress")).items():
             self._next["progress", number] = end
-        for status in OPEN:
-            for hidden in (False, True):
-                after = None
-                while page := await self._store.find(
-                    JOBS, Query(equal={"status": status}, hidden=hidden, after=after, limit=PAGE)
-                ):
-                    self._jobs |= {job.id: job for job in page}
-                    after = (page[-1].created_at, page[-1].id)
+        # A job that is deleted in the meantime is found among the hidden ones, which are read last.
+        for hidden in (False, True):
+            after = None
+            while page := await self._store.find(
+                JOBS, Query(equal={"open": True}, hidden=hidden, after=after, limit=PAGE)
+            ):
+                self._jobs |= {job.id: job for job in page}
+                after = (page[-1].created_at, page[-1].id)
         self._heard = dict.fromkeys((job.worker_id for job in self._jobs.values() if job.worker_id), time.monotonic())
 
     async def _follow(self) -> None:
@@ -222,6 +222,7 @@ class GenerationWorker:
         if claimed is None or (claimed.status, claimed.worker_id) != ("processing", self.id):
             return
         if claimed.lost >= MAX_LOST:
+            await self._sweep(claimed, claimed.attempt)
             error = f"Its worker vanished {MAX_LOST} times in a row without finishing a sample."
             await self._folded(await self._append(JobFailed(job_id=job.id, attempt=claimed.attempt, error=error)))
             return
@@ -240,7 +241,7 @@ class GenerationWorker:
             self._running = None
         if not run.task.cancelled():
             run.task.result()
-        await self._sweep(run)
+        await self._sweep(run.job, claimed.attempt)
 
     async def _carry_out(self, job: Job) -> None:
         """Ends with the job completed, failed or back in the queue; cancelled when the claim is lost."""
@@ -252,6 +253,9 @@ class GenerationWorker:
         except Exception as error:
             logger.exception("Attempt %d of job %s failed.", job.attempt, job.id)
             outcome = self._failed(job, f"{type(error).__name__}: {error}", transient=True)
+        # Before the job may close: nobody looks into a closed job's folder again.
+        if current := self._jobs.get(job.id):
+            await self._sweep(current, job.attempt)
         await self._folded(await self._append(outcome))
 
     def _failed(self, job: Job, error: str, *, transient: bool) -> Event:
@@ -305,10 +309,10 @@ class GenerationWorker:
             ).decode(),
         }
         made = await asyncio.to_thread(master, clip.pcm, clip.sample_rate, tags)
-        path = f"{folder(job.id, job.attempt)}/{clip.index}"
+        path = f"{folder(job.id)}/{job.attempt}/{clip.index}"
         await self._put(f"{path}.flac", made.flac)
         await self._put(f"{path}.json", msgspec.json.encode(made.waveform))
-        await self._append(
+        placed = await self._append(
             SampleGenerated(
                 job_id=job.id,
                 attempt=job.attempt,
@@ -324,6 +328,7 @@ class GenerationWorker:
                 loudness_lufs=made.loudness_lufs,
             )
         )
+        await self._folded(placed)
 
     async def _put(self, key: str, data: bytes) -> None:
         """A cancel waits for the write in hand: one that landed later would outlive the clean-up."""
@@ -338,15 +343,13 @@ class GenerationWorker:
 
         await self._until_done(put)
 
-    async def _sweep(self, run: _Run) -> None:
-        """Removes audio that the log does not hold; only this attempt's where another worker goes on with the job."""
-        job, attempt = run.job, run.claimed.attempt
+    async def _sweep(self, job: Job, attempt: int) -> None:
+        """Removes what this attempt and those before it stored and the log does not hold; a later one is another's."""
         if job.status == "cancelling":
             return
         kept = tuple(sample.event.storage_path.removesuffix("flac") for sample in job.samples)
-        below = folder(job.id) if job.attempt == attempt else folder(job.id, attempt)
-        for stored in await self._until_done(lambda: self._objects.list(below)):
-            if not stored.key.startswith(kept):
+        for stored in await self._until_done(lambda: self._objects.list(folder(job.id))):
+            if int(stored.key.split("/")[2]) <= attempt and not stored.key.startswith(kept):
                 await self._until_done(partial(self._objects.delete, stored.key))
 
     async def _clean_up(self, job: Job) -> None:

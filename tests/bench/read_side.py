@@ -111,9 +111,7 @@ async def serve(folder: Path) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-m", __name__, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
@@ -122,7 +120,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 async def visibility(url: str) -> None:
-    print("clients   submit until visible, p50   p99      the job alone, p50   p99      ratio of p50")
+    print("clients   submit until visible: p50       p99   the job alone: p50       p99   ratio of p50")
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
 
         async def submit() -> str:
@@ -136,13 +134,9 @@ async def visibility(url: str) -> None:
 
         for clients in CLIENTS:
             taken = await interleaved([submit, look], rounds=10, times=96 // clients, clients=clients)
-            (submitted, _, slow), (seen, _, slowest) = (
-                (cuts[49], cuts[89], cuts[98]) for cuts in (statistics.quantiles(times, n=100) for times in taken)
-            )
-            print(
-                f"{clients:7}   {submitted:21.2f} ms   {slow:6.2f}   {seen:15.2f} ms   {slowest:6.2f}   "
-                f"{submitted / seen:11.1f}"
-            )
+            submitted, seen = (statistics.quantiles(times, n=100) for times in taken)
+            cuts = f"{submitted[49]:23.2f} ms {submitted[98]:6.2f} ms   {seen[49]:15.2f} ms {seen[98]:6.2f} ms"
+            print(f"{clients:7}   {cuts}   {submitted[49] / seen[49]:12.1f}")
 
 
 async def fill(parts: Parts, jobs: int) -> None:
@@ -160,18 +154,18 @@ def page(parts: Parts, path: str) -> Request:
 
 async def pages(folder: Path) -> None:
     async with open_parts(folder / "short") as short, open_parts(folder / "long") as long:
-        deep = {}
+        deep = []
         for parts, jobs in ((short, SHORT), (long, LONG)):
             await fill(parts, jobs)
             answer = await parts.http.get("/jobs", params={"offset": jobs * 9 // 10, "limit": 1})
-            deep[parts] = f"/jobs?limit=50&cursor={answer.json()['next_cursor']}"
+            deep.append(f"/jobs?limit=50&cursor={answer.json()['next_cursor']}")
         print(f"page of 50           of {SHORT:,} jobs   of {LONG:,} jobs   ratio")
-        for name, ours, theirs in (
-            ("newest", "/jobs?limit=50", "/jobs?limit=50"),
-            ("of one status", "/jobs?limit=50&status=cancelled", "/jobs?limit=50&status=cancelled"),
-            ("by cursor, deep", deep[short], deep[long]),
+        for name, paths in (
+            ("newest", ["/jobs?limit=50"] * 2),
+            ("of one status", ["/jobs?limit=50&status=cancelled"] * 2),
+            ("by cursor, deep", deep),
         ):
-            taken = await interleaved([page(short, ours), page(long, theirs)], rounds=100, times=3)
+            taken = await interleaved([page(short, paths[0]), page(long, paths[1])], rounds=100, times=3)
             few, many = map(statistics.median, taken)
             print(f"{name:15}   {few:14.2f} ms   {many:14.2f} ms   {many / few:5.2f}")
 
@@ -219,4 +213,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    if sys.argv[1:]:
+        asyncio.run(serve(Path(sys.argv[1])))
+    else:
+        main()

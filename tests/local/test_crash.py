@@ -8,9 +8,10 @@ import io
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from hashlib import sha256
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -100,14 +101,13 @@ class Moments:
         self._dice = dice
         self._customer = customer
         self._objects = objects
-        self.all: list[Callable[[], Awaitable[None]]] = [self.working, self.writing, self.starting, self.working]
 
     async def starting(self) -> None:
         await asyncio.sleep(self._dice.uniform(0, 8))
 
     async def working(self) -> None:
         await eventually(self._customer.is_served, PATIENCE)
-        await asyncio.sleep(self._dice.uniform(0, 3))
+        await asyncio.sleep(self._dice.uniform(0, 2))
 
     async def writing(self) -> None:
         await self.working()
@@ -119,11 +119,19 @@ class Moments:
         return set(self._objects.glob("samples/*/*/*"))
 
 
-def kill(studio: Running) -> None:
-    """Returns when nobody holds the studio's output any more: the model's process, which nobody killed, is gone too."""
-    studio.process.kill()
-    studio.process.communicate(timeout=20)
-    studio.http.close()
+@contextmanager
+def mortal(data: Path) -> Iterator[Running]:
+    """A studio that is killed in the end.
+
+    Over once nobody holds its output any more: the model's process, which nobody killed, is gone too.
+    """
+    studio = Running(data)
+    try:
+        yield studio
+    finally:
+        studio.process.kill()
+        studio.process.communicate(timeout=20)
+        studio.http.close()
 
 
 async def read(log: SqliteLog) -> dict[str, list[Recorded]]:
@@ -160,33 +168,33 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
     print(f"\nSEED={SEED}")
     began, data = time.monotonic(), tmp_path / "data"
     objects = await FileObjects.open(data / "objects")
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as http, asyncio.TaskGroup() as tasks:
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=10))
         customer = Customer(http, Random(SEED))
         moments = Moments(Random(SEED), customer, data / "objects")
-        for number in range(KILLS):
-            studio = await asyncio.to_thread(Running, data)
-            customer.url = studio.url
-            if number == 0:
-                tasks.create_task(customer.order())
-                tasks.create_task(customer.reconsider())
-            await moments.all[number % len(moments.all)]()
-            await asyncio.to_thread(kill, studio)
-        studio = await asyncio.to_thread(Running, data)
-        customer.url, customer.leaving = studio.url, True
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(customer.order())
+            tasks.create_task(customer.reconsider())
+            for moment in islice(cycle((moments.working, moments.writing, moments.starting, moments.working)), KILLS):
+                with mortal(data) as studio:
+                    customer.url = studio.url
+                    await moment()
+            studio = stack.enter_context(mortal(data))
+            customer.url, customer.leaving = studio.url, True
 
-    log = await SqliteLog.open(data / "events.db")
+        log = await SqliteLog.open(data / "events.db")
+        stack.push_async_callback(log.close)
 
-    async def settled() -> dict[str, tuple[Job, list[str]]] | None:
-        """Every job's fold, once none is open and no object is left that belongs to none."""
-        folded = {job_id: fold(history) for job_id, history in (await read(log)).items()}
-        possible = {key for job, _ in folded.values() for key in keys(job)}
-        is_over = not any(job.is_open for job, _ in folded.values())
-        return folded if is_over and possible.issuperset(info.key for info in await objects.list("")) else None
+        async def settled() -> dict[str, tuple[Job, list[str]]] | None:
+            """Every job's fold, once none is open and no object is left that belongs to none."""
+            folded = {job_id: fold(history) for job_id, history in (await read(log)).items()}
+            possible = {key for job, _ in folded.values() for key in keys(job)}
+            is_over = not any(job.is_open for job, _ in folded.values())
+            return folded if is_over and possible.issuperset(info.key for info in await objects.list("")) else None
 
-    folded = await eventually(settled, PATIENCE)
-    assert folded is not None
-    await log.close()
-    assert await asyncio.to_thread(studio.stop) == 0, studio.errors()
+        folded = await eventually(settled, PATIENCE)
+        assert folded is not None
+        assert studio.stop() == 0, studio.errors()
 
     assert {job_id: len(job.request.seeds) for job_id, (job, _) in folded.items()} == customer.accepted
     for job_id, (job, holding) in folded.items():

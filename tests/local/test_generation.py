@@ -160,9 +160,11 @@ async def test_a_job_that_loses_its_worker_again_and_again_fails(parts: Parts) -
     await parts.submit("j1", seeds=[1])
     for attempt in range(1, MAX_LOST + 1):
         await parts.journal.append(JobStarted(job_id="j1", attempt=attempt, worker_id=f"gone-{attempt}"))
+        await parts.objects.put(f"samples/j1/{attempt}/0.flac", b"never reported")
     async with parts.working(ScriptedEngine()):
         job = await parts.when("j1", "failed")
     assert job.error == f"Its worker vanished {MAX_LOST} times in a row without finishing a sample."
+    assert await keys(parts, "j1") == []
 
 
 async def test_a_worker_told_to_stop_hands_its_job_back_at_once(parts: Parts) -> None:
@@ -199,6 +201,23 @@ async def test_a_cancel_left_by_a_dead_worker_is_finished_by_another(parts: Part
     await parts.objects.put("samples/j1/1/0.flac", b"partial")
     await parts.journal.append(JobDeleted(job_id="j1"))
     assert (await parts.when("j1", "cancelling")).deleted_at
+    async with parts.working(ScriptedEngine()):
+        await parts.when("j1", "cancelled")
+    assert await keys(parts, "j1") == []
+
+
+@pytest.mark.parametrize("event", [JobCancelRequested, JobDeleted])
+async def test_a_job_that_waits_for_its_next_attempt_leaves_nothing_when_it_is_stopped(
+    parts: Parts, event: type[JobCancelRequested | JobDeleted]
+) -> None:
+    engine = ScriptedEngine()
+    engine.close_after(1)
+    async with parts.working(engine):
+        await parts.submit("j1")
+        await eventually(lambda: _samples(parts, "j1"))
+    assert await keys(parts, "j1")
+    await parts.when("j1", "queued")
+    await parts.journal.append(event(job_id="j1"))
     async with parts.working(ScriptedEngine()):
         await parts.when("j1", "cancelled")
     assert await keys(parts, "j1") == []

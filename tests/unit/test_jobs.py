@@ -67,7 +67,7 @@ PROPOSALS: dict[str, Any] = {
 TABLE = """
                            submit  start 1     start 2     sample 1    sample of attempt 2  complete   attempt failed  fail    cancel      cancelled  delete
 queued                     -       processing  -           -           -                    -          -               -       cancelled   -          cancelled
-requeued                   -       -           processing  -           -                    -          -               -       cancelled   -          cancelled
+requeued                   -       -           processing  -           -                    -          -               -       cancelling  -          cancelling
 processing                 -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling
 one sample made            -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling
 all samples made           -       -           processing  -           -                    completed  queued          failed  cancelling  -          cancelling
