@@ -3,11 +3,10 @@
 import asyncio
 from weakref import WeakValueDictionary
 
-from workers.audio import transcode
-
 from domain.errors import NotFoundError
 from domain.events import Format
 from domain.ports import ObjectInfo, ObjectStore
+from workers.audio import transcode
 
 
 class Renditions:

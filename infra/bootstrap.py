@@ -100,7 +100,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     Raises as open_studio does, and from the body's end an ExceptionGroup when a part of the studio fails.
     """
     async with open_studio(settings) as studio:
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
         config = uvicorn.Config(
             create_app(studio.services),
             lifespan="off",
@@ -122,7 +122,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 running.cancel()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises UnavailableError for an address that cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)

@@ -1,7 +1,6 @@
 """The read side: from a request to its visible job, list pages over a long history, and events folded a second."""
 
 import asyncio
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from api.app import create_app
 from domain.events import JobCancelRequested, JobCompleted, JobEvent, JobStarted, SampleGenerated, decode, encode
 from domain.jobs import Job, evolve
 from domain.ports import Message, Position, Record
+from infra.bootstrap import listen
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections.local import LocalHost
@@ -101,9 +101,7 @@ async def interleaved(requests: Sequence[Request], *, rounds: int, times: int, c
 async def serve(folder: Path) -> None:
     """A studio without a worker; prints its URL."""
     async with open_parts(folder) as parts:
-        listener = socket.create_server(("127.0.0.1", 0))
-        # asyncio does so only for sockets that were made with an explicit protocol.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener = listen("127.0.0.1", 0)
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         config = uvicorn.Config(create_app(parts.services), lifespan="off", log_level="warning", access_log=False)
         await uvicorn.Server(config).serve(sockets=[listener])
