@@ -22,6 +22,12 @@ async def await_position(request: Request[Any, Any, Any]) -> None:
         positions = [Position.parse(text.strip()) for text in header.split(",")]
     except ValueError as error:
         raise InvalidError([Fault("", f"If-Event-Position: {error}.")]) from None
+    topics = services.journal.log.topics
+    for position in positions:
+        if position.topic not in topics or position.partition >= topics[position.topic].partitions:
+            raise InvalidError(
+                [Fault("", f"If-Event-Position: there is no partition {position.topic}/{position.partition}.")]
+            )
     if not await services.views.wait(positions, WAIT_SECONDS):
         raise UnavailableError(f"The views have not reached {header} within {WAIT_SECONDS:g} s; ask again.")
 

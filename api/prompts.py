@@ -14,7 +14,7 @@ from domain.events import PromptAttributes
 from domain.ports import Query
 from domain.prompts import PROMPTS, Prompt, PromptRequest
 
-IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
+IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", min_length=1, max_length=200)]
 
 
 class PromptBody(Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """The three ports. Each has a local and a cluster adapter in `infra/`, and both pass `tests/contract/`."""
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -31,9 +32,8 @@ class Position(Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises ValueError for anything but `topic/partition/offset`."""
-        match text.split("/"):
-            case [topic, partition, offset] if topic and partition.isdecimal() and offset.isdecimal():
-                return cls(topic, int(partition), int(offset))
+        if parts := re.fullmatch(r"([a-z]+)/([0-9]{1,9})/([0-9]{1,18})", text):
+            return cls(parts[1], int(parts[2]), int(parts[3]))
         raise ValueError(f"{text!r} is not a position such as 'jobs/3/1287'")
 
 

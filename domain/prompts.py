@@ -1,8 +1,9 @@
 """Prompts: what somebody wants to hear."""
 
+from collections.abc import Iterator
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, convert, to_builtins
 from msgspec.structs import replace
 
 from domain.errors import Fault, InvalidError, KeyReusedError
@@ -11,11 +12,16 @@ from domain.ports import View
 
 MAX_TEXT: Final = 4000
 MAX_ATTRIBUTE: Final = 200
+MAX_INSTRUMENTS: Final = 50
+
+
+class AttributesRequest(PromptAttributes, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request is held to the names there are; an event may have got new ones since."""
 
 
 class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     text: str
-    attributes: PromptAttributes = PromptAttributes()
+    attributes: AttributesRequest = AttributesRequest()
     user_id: str | None = None
 
 
@@ -41,17 +47,9 @@ def text_faults(text: str, pointer: str) -> list[Fault]:
 
 def create(prompt: Prompt | None, prompt_id: str, request: PromptRequest) -> list[PromptCreated]:
     """Raises InvalidError for a text or attribute out of bounds, and KeyReusedError when the id is another prompt's."""
-    faults = text_faults(request.text, "/text")
-    attributes = request.attributes
-    if attributes.duration is not None and not attributes.duration > 0:
-        faults.append(Fault("/attributes/duration", f"The duration must be over 0 s; got {attributes.duration:g} s."))
-    for name in ("style", "tempo", "mood"):
-        value = getattr(attributes, name) or ""
-        if len(value) > MAX_ATTRIBUTE:
-            detail = f"{name} has {len(value):,} characters; the limit is {MAX_ATTRIBUTE:,}."
-            faults.append(Fault(f"/attributes/{name}", detail))
-    if faults:
+    if faults := [*text_faults(request.text, "/text"), *_attribute_faults(request)]:
         raise InvalidError(faults)
+    attributes = convert(to_builtins(request.attributes), PromptAttributes)
     created = PromptCreated(prompt_id=prompt_id, text=request.text, attributes=attributes, user_id=request.user_id)
     if prompt is None:
         return [created]
@@ -74,3 +72,17 @@ def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
     if prompt is None or recorded.position.offset <= prompt.position:
         return prompt
     return replace(prompt, position=recorded.position.offset)
+
+
+def _attribute_faults(request: PromptRequest) -> Iterator[Fault]:
+    attributes = request.attributes
+    if attributes.duration is not None and not attributes.duration > 0:
+        yield Fault("/attributes/duration", f"The duration must be over 0 s; got {attributes.duration:g} s.")
+    if len(attributes.instrumentation) > MAX_INSTRUMENTS:
+        detail = f"instrumentation has {len(attributes.instrumentation):,} entries; the limit is {MAX_INSTRUMENTS}."
+        yield Fault("/attributes/instrumentation", detail)
+    words = {f"attributes/{name}": getattr(attributes, name) for name in ("style", "tempo", "mood")}
+    words |= {f"attributes/instrumentation/{at}": name for at, name in enumerate(attributes.instrumentation)}
+    for path, word in {**words, "user_id": request.user_id}.items():
+        if len(word or "") > MAX_ATTRIBUTE:
+            yield Fault(f"/{path}", f"{path} has {len(word):,} characters; the limit is {MAX_ATTRIBUTE:,}.")

@@ -333,6 +333,7 @@ def test_a_retry_under_one_key_is_one_job_and_another_body_is_refused(studio: Ru
     first, second = (studio.http.post("/generate", json=request, headers=key) for _ in range(2))
     assert first.status_code == second.status_code == 202
     assert first.json()["job_id"] == second.json()["job_id"]
+    assert studio.http.post("/generate", json=request, headers={"Idempotency-Key": ""}).status_code == 400
     other = studio.http.post("/generate", json={**request, "duration": 2}, headers=key)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
@@ -354,7 +355,8 @@ def test_a_client_reads_its_own_write_by_position(studio: Running) -> None:
     assert answer.json()["job_id"] in [item["id"] for item in listed]
     ahead = studio.http.get("/jobs", headers={"If-Event-Position": "jobs/0/999999999"})
     assert (ahead.status_code, ahead.headers["Retry-After"]) == (503, "1")
-    assert studio.http.get("/jobs", headers={"If-Event-Position": "yesterday"}).status_code == 400
+    for position in ("yesterday", "jobs/99/0", "nothing/0/0", "jobs/0/" + "9" * 5000, ""):
+        assert studio.http.get("/jobs", headers={"If-Event-Position": position}).status_code == 400
 
 
 Event: TypeAlias = tuple[str, str | None, dict[str, Any]]

@@ -41,6 +41,12 @@ def test_a_retry_under_one_key_is_one_prompt(studio: Running) -> None:
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
 
+def test_an_unknown_attribute_is_refused_by_name(studio: Running) -> None:
+    answer = studio.http.post("/prompts", json={"text": "x", "attributes": {"colour": "blue"}})
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == [{"pointer": "/attributes", "detail": "Object contains unknown field `colour`"}]
+
+
 def test_an_unknown_prompt_is_not_found(studio: Running) -> None:
     answer = studio.http.get("/prompts/unknown")
     assert (answer.status_code, answer.json()["detail"]) == (404, "There is no prompt 'unknown'.")

@@ -6,7 +6,7 @@ from domain import prompts
 from domain.errors import InvalidError, KeyReusedError
 from domain.events import JobDeleted, PromptAttributes, PromptCreated, Recorded, Undecodable, UnknownEvent
 from domain.ports import Position
-from domain.prompts import MAX_TEXT, Prompt, PromptRequest
+from domain.prompts import MAX_TEXT, AttributesRequest, Prompt, PromptRequest
 
 CREATED = PromptCreated(prompt_id="p", text="rain", attributes=PromptAttributes(mood="calm"))
 
@@ -42,14 +42,20 @@ def test_a_prompt_of_the_longest_length_is_taken() -> None:
 
 
 def test_attributes_out_of_bounds_are_refused() -> None:
-    attributes = PromptAttributes(duration=-1, style="x" * 201)
+    attributes = AttributesRequest(duration=-1, style="x" * 201, instrumentation=("x",) * 50 + ("x" * 201,))
     with pytest.raises(InvalidError) as caught:
-        prompts.create(None, "p", PromptRequest(text="rain", attributes=attributes))
-    assert [fault.pointer for fault in caught.value.faults] == ["/attributes/duration", "/attributes/style"]
+        prompts.create(None, "p", PromptRequest(text="rain", attributes=attributes, user_id="x" * 201))
+    assert [fault.pointer for fault in caught.value.faults] == [
+        "/attributes/duration",
+        "/attributes/instrumentation",
+        "/attributes/style",
+        "/attributes/instrumentation/50",
+        "/user_id",
+    ]
 
 
 def test_repeating_the_command_appends_nothing() -> None:
-    request = PromptRequest(text="rain", attributes=PromptAttributes(mood="calm"))
+    request = PromptRequest(text="rain", attributes=AttributesRequest(mood="calm"))
     assert prompts.create(None, "p", request) == [CREATED]
     assert prompts.create(stored(), "p", request) == []
 
