@@ -8,7 +8,7 @@ from litestar.openapi import OpenAPIConfig
 from msgspec import Struct
 
 from api import audio, events, health, jobs, models, prompts
-from api.positions import await_position
+from api.admission import admit
 from api.problems import MAX_BODY, answer
 from api.services import Injected, Services
 
@@ -52,7 +52,7 @@ def create_app(services: Services) -> Litestar:
     app = Litestar(
         [index, *ROUTES],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
-        before_request=await_position,
+        before_request=admit,
         exception_handlers={HTTPException: answer, Exception: answer},
         openapi_config=OpenAPIConfig(
             title="Text2Song Studio", version=version("text2song-studio"), path="/schema", use_handler_docstrings=True

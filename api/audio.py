@@ -83,7 +83,7 @@ async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response
     sample = await _load(services, sample_id)
     key = f"{sample.storage_path.removesuffix('flac')}json"
     peaks = b"".join([chunk async for chunk in services.objects.read(key)])
-    return Response(msgspec.json.decode(peaks, type=Waveform), headers={"Cache-Control": "private, max-age=31536000"})
+    return Response(msgspec.json.decode(peaks, type=Waveform), headers={"Cache-Control": "private, no-cache"})
 
 
 @route(
@@ -106,12 +106,13 @@ async def stream_audio(
     headers = {
         "Accept-Ranges": "bytes",
         "ETag": etag,
-        "Cache-Control": "private, max-age=31536000, immutable",
+        "Cache-Control": "private, no-cache",
         "Content-Disposition": f'inline; filename="{sample.id}.{chosen}"',
     }
     if ranges.unchanged(request.headers, etag):
         return Response(None, status_code=HTTP_304_NOT_MODIFIED, headers=headers)
-    match ranges.requested(request.headers, stored.size, etag):
+    wanted = ranges.requested(request.headers, stored.size, etag) if request.method == "GET" else None
+    match wanted:
         case Unsatisfiable():
             raise HTTPException(
                 status_code=HTTP_416_REQUESTED_RANGE_NOT_SATISFIABLE,

@@ -51,6 +51,8 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
         if last is None:
             job = seen
             yield _message("snapshot", job.position, body(services, job))
+            if not job.is_open:
+                return
         # The feed may be ahead of the views: what lies between them is on the log.
         async for recorded in _recorded(services, seen, seen.origin if job is None else job.position + 1):
             before, job = job, evolve(job, recorded)
@@ -77,8 +79,10 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
 
 
 async def _recorded(services: Services, job: Job, offset: int) -> AsyncIterator[Recorded]:
-    """The job's own records from that offset to the end of its partition."""
+    """The job's own records from that offset to the end of its partition, or of its life where that is known."""
     while page := await services.journal.log.read("jobs", job.partition, offset):
+        if not job.is_open and offset > job.position:
+            return
         offset = page[-1].position.offset + 1
         for record in page:
             if record.key == job.id:

@@ -4,16 +4,20 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
-from domain.events import JobProgressed, Recorded, WorkerAlive
-from domain.journal import Journal
+from domain.events import JobCancelled, JobCompleted, JobFailed, JobProgressed, Recorded, WorkerAlive
+from domain.journal import Journal, until_done
 
 SILENCE: Final = 10.0
 
 
 class Feed:
-    """The latest progress of each running job, the workers heard of, and the records of jobs as they land."""
+    """The latest progress of each running job, the workers heard of, and the records of jobs as they land.
+
+    `started` is set once nothing that is appended from then on can be missed.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -21,14 +25,16 @@ class Feed:
         self._workers: dict[str, tuple[float, WorkerAlive]] = {}
         self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
         self._closed = False
+        self.started = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
         start = {
             (topic, number): end
             for topic in ("jobs", "progress")
-            for number, end in (await self._journal.log.ends(topic)).items()
+            for number, end in (await until_done(partial(self._journal.log.ends, topic), "The feed")).items()
         }
+        self.started.set()
         async for batch in self._journal.follow(start):
             for recorded in batch:
                 self._take(recorded)
@@ -40,7 +46,7 @@ class Feed:
     def workers(self) -> list[WorkerAlive]:
         """Those that said something lately and did not stop."""
         since = time.monotonic() - SILENCE
-        return [alive for heard, alive in self._workers.values() if heard > since and alive.state != "stopped"]
+        return [alive for heard, alive in self._workers.values() if heard > since]
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[asyncio.Queue[Recorded | None]]:
@@ -68,7 +74,11 @@ class Feed:
         match recorded.event:
             case JobProgressed(job_id=job_id) as event:
                 self._progress[job_id] = event
+            case WorkerAlive(worker_id=worker_id, state="stopped"):
+                self._workers.pop(worker_id, None)
             case WorkerAlive(worker_id=worker_id) as event:
                 self._workers[worker_id] = (time.monotonic(), event)
+            case JobCompleted() | JobFailed() | JobCancelled():
+                self._progress.pop(recorded.key, None)
         for queue in self._listeners.get(recorded.key, ()):
             queue.put_nowait(recorded)

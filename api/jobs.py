@@ -194,7 +194,7 @@ def body(services: Services, job: Job) -> JobBody:
         id=job.id,
         status=job.status,
         progress=round(100 * max(made, live.fraction if live else 0.0), 1),
-        stage=live.stage if live else None,
+        stage=live.stage if live else _waiting(services, job),
         eta_seconds=live.eta_seconds if live else None,
         sample_ids=[sample.event.sample_id for sample in job.audible],
         error=job.error,
@@ -225,6 +225,12 @@ def body(services: Services, job: Job) -> JobBody:
         suspect=job.suspect,
         outcomes=list(job.outcomes),
     )
+
+
+def _waiting(services: Services, job: Job) -> str | None:
+    if job.status == "queued" and job.request.model_id != services.registry.active.id:
+        return f"waits for a worker with the model {job.request.model_id}"
+    return None
 
 
 async def _answer(services: Services, job_id: str) -> Response[JobBody]:

@@ -52,7 +52,7 @@ def after(text: str | None) -> tuple[str, str] | None:
     try:
         created_at, _, ident = urlsafe_b64decode(text.encode()).decode().partition("|")
         timestamp(datetime.fromisoformat(created_at))
-    except (ValueError, binascii.Error):
+    except (ValueError, OverflowError, binascii.Error):
         raise InvalidError(
             [Fault("/cursor", f"{text!r} is not a cursor; use next_cursor of the page before.")]
         ) from None

@@ -35,6 +35,7 @@ STATUS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
     UnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     UncertainError: (HTTPStatus.SERVICE_UNAVAILABLE, "outcome_unknown"),
     UnicodeDecodeError: (HTTPStatus.BAD_REQUEST, "malformed_request"),
+    RecursionError: (HTTPStatus.BAD_REQUEST, "malformed_request"),
 }
 
 

@@ -12,7 +12,7 @@ from commands import prompts as commands
 from domain.errors import NotFoundError
 from domain.events import PromptAttributes
 from domain.ports import Query
-from domain.prompts import PROMPTS, Prompt, PromptRequest
+from domain.prompts import PROMPTS, Prompt, PromptRequest, check_same_request
 
 IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", min_length=1, max_length=200)]
 
@@ -33,7 +33,9 @@ async def create_prompt(
     receipt = await commands.create(services.journal, services.store, data, idempotency_key)
     headers = {"Location": f"/prompts/{receipt.id}", **positions.headers(receipt.position)}
     if await positions.visible(services, receipt):
-        return Response(await _load(services, receipt.id), status_code=HTTP_201_CREATED, headers=headers)
+        shown = await _load(services, receipt.id)
+        check_same_request(shown, data)
+        return Response(_body(shown), status_code=HTTP_201_CREATED, headers=headers)
     pending = PromptBody(
         id=receipt.id,
         text=data.text,
@@ -62,12 +64,12 @@ async def list_prompts(
 
 @get("/prompts/{prompt_id:str}", operation_id="getPrompt", tags=["prompts"])
 async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody:
-    return await _load(services, prompt_id)
+    return _body(await _load(services, prompt_id))
 
 
-async def _load(services: Services, prompt_id: str) -> PromptBody:
+async def _load(services: Services, prompt_id: str) -> Prompt:
     if prompt := (await services.store.get(PROMPTS, [prompt_id])).get(prompt_id):
-        return _body(prompt)
+        return prompt
     raise NotFoundError("prompt", prompt_id)
 
 

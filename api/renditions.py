@@ -23,4 +23,9 @@ class Renditions:
             if output_format == "flac":
                 raise NotFoundError("audio file", key)
             flac = b"".join([chunk async for chunk in self._objects.read(master)])
-            return await self._objects.put(key, await asyncio.to_thread(transcode, flac, output_format))
+            made = await self._objects.put(key, await asyncio.to_thread(transcode, flac, output_format))
+            if await self._objects.stat(master) is None:
+                # The job was cancelled meanwhile, and nobody will look into its folder again.
+                await self._objects.delete(key)
+                raise NotFoundError("audio file", key)
+            return made

@@ -17,6 +17,10 @@ class Views(Protocol):
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether the read store has folded all the positions within that time."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether the read store has folded all that was on the log when this process started."""
+
     async def caught_up(self, seconds: float) -> bool: ...
 
 

@@ -29,6 +29,9 @@ async def submit(
 ) -> Receipt:
     """Raises InvalidError, NotFoundError for a prompt or adapter, and KeyReusedError."""
     job_id = journal.new_id() if idempotency_key is None else str(uuid5(NAMESPACE_URL, f"job:{idempotency_key}"))
+    if idempotency_key is not None and (job := await _load(store, job_id)):
+        jobs.check_same_request(job, digest(request))
+        return Receipt(job_id)
     model = registry.usable(request.model_id)
     prompt = await _prompt(store, request, job_id)
     if request.adapter_id is not None:
@@ -43,9 +46,8 @@ async def submit(
         adapter=None,
         digest=digest(request),
     )
-    events = jobs.submit(await _load(store, job_id), submitted)
-    created = [prompt] if events and request.prompt_id is None else []
-    return await _append(journal, job_id, [*created, *events])
+    created = [prompt] if request.prompt_id is None else []
+    return await _append(journal, job_id, [*created, *jobs.submit(None, submitted)])
 
 
 async def cancel(journal: Journal, store: ReadStore, job_id: str) -> Receipt:

@@ -31,6 +31,10 @@ TOPICS: Final = {
     )
 }
 
+MAX_DEPTH: Final = 64
+STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+BRACKETS: Final = re.compile(rb"[\[\]{}]")
+
 
 class PromptAttributes(Struct, frozen=True, kw_only=True, omit_defaults=True):
     style: str | None = None
@@ -198,7 +202,7 @@ class JobProgressed(Event, frozen=True, kw_only=True, tag="JobProgressed"):
 
 
 class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
-    """Telemetry: a worker not heard of for a lease loses its jobs. `state` is starting, ready, busy or stopped."""
+    """Telemetry: a worker not heard of for a lease loses its jobs. `state` is ready, busy or stopped."""
 
     topic = "progress"
     name = "worker.alive"
@@ -267,8 +271,7 @@ def cloud_type(event: type[Event]) -> str:
     return f"text2song.{event.name}.v{event.version}"
 
 
-def encode(event: Event, *, event_id: str, time: str, cause: Recorded | None = None) -> Message:
-    """The message for an event; `cause` is the record that led to it, for tracing."""
+def encode(event: Event, *, event_id: str, time: str) -> Message:
     headers = {
         "ce_specversion": "1.0",
         "ce_id": event_id,
@@ -279,8 +282,6 @@ def encode(event: Event, *, event_id: str, time: str, cause: Recorded | None = N
         "ce_correlationid": event.key,
         "content-type": "application/json",
     }
-    if cause is not None:
-        headers["ce_causationid"] = cause.id
     return Message(topic=event.topic, key=event.key, value=_encoder.encode(event), headers=headers)
 
 
@@ -295,6 +296,8 @@ def decode(record: Record) -> Recorded:
 
     if record.value is None:
         return recorded(Undecodable("a tombstone on a topic that erases nothing"))
+    if _nests_too_deeply(record.value):
+        return recorded(Undecodable(f"nested over {MAX_DEPTH} levels deep"))
     try:
         written = record.headers.get("ce_time", "")
         moment = datetime.fromisoformat(written)
@@ -310,13 +313,25 @@ def decode(record: Record) -> Recorded:
                 )
             return recorded(Undecodable(f"a {tag} whose ce_type header is {cloud!r}"))
         event = _decoder.decode(record.value)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         return recorded(Undecodable(str(error)))
     if event.key != record.key:
         return recorded(Undecodable(f"the event is of {event.key!r}, the record's key is {record.key!r}"))
     if record.position.topic != event.topic:
         return recorded(Undecodable(f"a {tag} belongs on {event.topic!r}, not on {record.position.topic!r}"))
     return recorded(event)
+
+
+def _nests_too_deeply(value: bytes) -> bool:
+    """Checked first: a parser's own limit depends on who calls it, and all readers must agree."""
+    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in BRACKETS.findall(STRINGS.sub(b"", value)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 class _Tagged(Struct):

@@ -19,11 +19,12 @@ PRIORITIES: Final = (0, 9)
 LABELS: Final = ("user_id", "client_id", "campaign_id", "brief_id", "collection")
 
 
-class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Name a stored prompt by `prompt_id` or give its text as `prompt`.
 
     Sample i is made with `seeds[i]`, or with `seed + i`; without either, the job's id gives the seed. `duration` is in
     seconds, by default the prompt's own. The audio streams as `output_format` unless the listener asks for another.
+    Defaults are left out when it is written, so that its digest does not change when fields are added.
     """
 
     prompt_id: str | None = None

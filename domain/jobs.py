@@ -243,7 +243,8 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
             if refusal := _not_running(job, attempt):
                 return refusal
             failures = job.failures if released else job.failures + 1
-            return replace(job, status="queued", failures=failures, error=error, retry_at=retry_at)
+            retry = None if released else retry_at
+            return replace(job, status="queued", failures=failures, lost=0, error=error, retry_at=retry)
         case JobFailed(attempt=attempt, error=error):
             if refusal := _not_running(job, attempt):
                 return refusal

@@ -1,9 +1,32 @@
 """The log as everything else writes it: events in, positions out."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final, TypeVar
 
+from domain.errors import UnavailableError, UncertainError
 from domain.events import Event, Recorded, decode, encode
 from domain.ports import EventLog, Position, TopicPartition
+
+T = TypeVar("T")
+
+FIRST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+async def until_done(call: Callable[[], Awaitable[T]], who: str) -> T:
+    """Repeats a call that is safe to repeat until the log, the store or the objects take it."""
+    wait = FIRST_WAIT
+    while True:
+        try:
+            return await call()
+        except (UnavailableError, UncertainError) as error:
+            logger.warning("%s waits: %s Trying again in %.1f s.", who, error, wait)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, LONGEST_WAIT)
 
 
 class Journal:
@@ -14,15 +37,11 @@ class Journal:
         self.now = now
         self.new_id = new_id
 
-    async def append(
-        self, *events: Event, event_id: str | None = None, cause: Recorded | None = None
-    ) -> list[Position]:
+    async def append(self, *events: Event, event_id: str | None = None) -> list[Position]:
         """`event_id` is the last event's, for where a retry must be the same event. Raises as EventLog.append does."""
         time = self.now()
         ids = [*(self.new_id() for _ in events[1:]), event_id or self.new_id()]
-        messages = [
-            encode(event, event_id=ident, time=time, cause=cause) for event, ident in zip(events, ids, strict=True)
-        ]
+        messages = [encode(event, event_id=ident, time=time) for event, ident in zip(events, ids, strict=True)]
         return await self.log.append(messages)
 
     async def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[list[Recorded]]:

@@ -49,13 +49,16 @@ def create(prompt: Prompt | None, prompt_id: str, request: PromptRequest) -> lis
     """Raises InvalidError for a text or attribute out of bounds, and KeyReusedError when the id is another prompt's."""
     if faults := [*text_faults(request.text, "/text"), *_attribute_faults(request)]:
         raise InvalidError(faults)
-    attributes = convert(to_builtins(request.attributes), PromptAttributes)
-    created = PromptCreated(prompt_id=prompt_id, text=request.text, attributes=attributes, user_id=request.user_id)
-    if prompt is None:
-        return [created]
-    if (prompt.text, prompt.attributes, prompt.user_id) != (created.text, created.attributes, created.user_id):
+    if prompt is not None:
+        check_same_request(prompt, request)
+        return []
+    attributes = _attributes(request)
+    return [PromptCreated(prompt_id=prompt_id, text=request.text, attributes=attributes, user_id=request.user_id)]
+
+
+def check_same_request(prompt: Prompt, request: PromptRequest) -> None:
+    if (prompt.text, prompt.attributes, prompt.user_id) != (request.text, _attributes(request), request.user_id):
         raise KeyReusedError("This Idempotency-Key was sent before with another prompt; use a new key for a new one.")
-    return []
 
 
 def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
@@ -72,6 +75,10 @@ def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
     if prompt is None or recorded.position.offset <= prompt.position:
         return prompt
     return replace(prompt, position=recorded.position.offset)
+
+
+def _attributes(request: PromptRequest) -> PromptAttributes:
+    return convert(to_builtins(request.attributes), PromptAttributes)
 
 
 def _attribute_faults(request: PromptRequest) -> Iterator[Fault]:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from typing import Final
 
 import uvicorn
 from msgspec import Struct
@@ -29,6 +30,8 @@ from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
 from workers.generation import GenerationWorker
 
+PATIENCE_SECONDS: Final = 5.0
+
 
 class Studio(Struct, frozen=True, kw_only=True):
     """Everything of one local process, opened but not yet running."""
@@ -38,13 +41,21 @@ class Studio(Struct, frozen=True, kw_only=True):
     engine: EngineProcess
     worker: GenerationWorker
 
-    async def run(self) -> None:
-        """Follows the log and generates until cancelled. Raises EngineError when the model cannot be loaded."""
+    async def follow(self) -> None:
+        """Keeps the views and the feed up with the log until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.host.run())
             tasks.create_task(self.services.feed.run())
-            await self.engine.start()
-            await self.worker.run()
+
+    async def generate(self) -> None:
+        """Until cancelled. Raises EngineError when the model cannot be loaded."""
+        await self.engine.start()
+        await self.worker.run()
+
+    async def started(self) -> None:
+        """Nothing can be missed any more, and the views are up to date unless that takes long."""
+        await self.services.feed.started.wait()
+        await self.host.caught_up(PATIENCE_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -110,8 +121,9 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         )
         server = _Server(config)
         async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(studio.follow()), tasks.create_task(studio.generate())]
+            await studio.started()
             answering = tasks.create_task(server.serve(sockets=[listener]))
-            running = tasks.create_task(studio.run())
             try:
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host
                 yield f"http://{host}:{listener.getsockname()[1]}"
@@ -119,7 +131,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 studio.services.feed.close()
                 server.should_exit = True
                 await asyncio.wait({answering})
-                running.cancel()
+                for task in running:
+                    task.cancel()
 
 
 def listen(host: str, port: int) -> socket.socket:

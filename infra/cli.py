@@ -130,7 +130,9 @@ async def _up(settings: Settings) -> None:
         console.print(f"{name} listens on [bold]{url}[/bold]; Ctrl-C stops it.", soft_wrap=True)
         console.print(f"Model {settings.model}; everything is kept in {settings.folder.resolve()}", soft_wrap=True)
         await stopped.wait()
-        console.print("Stopping …")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        console.print("Stopping … (Ctrl-C again stops at once)")
 
 
 async def _demo(settings: Settings, output: Path) -> None:

@@ -1,6 +1,7 @@
 """The studio's HTTP API as the command line uses it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +9,7 @@ from typing import Any, Final, Self
 
 import httpx
 import msgspec
-from httpx_sse import SSEError, aconnect_sse
+from httpx_sse import aconnect_sse
 from msgspec import Struct
 
 from domain.errors import Text2SongError
@@ -18,6 +19,7 @@ PROXY_FREE: Final[dict[str, httpx.AsyncBaseTransport | None]] = {
     "all://localhost": None,
     "all://[::1]": None,
 }
+PATIENCE_SECONDS: Final = 30.0
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "deleted"})
 
 
@@ -52,17 +54,21 @@ class StudioClient:
         return str(answer["job_id"])
 
     async def follow(self, job_id: str) -> AsyncIterator[JobUpdate]:
-        """Updates up to the job's end, across broken connections."""
+        """Updates up to the job's end, across broken connections and a restart of the studio."""
         last: str | None = None
+        heard = time.monotonic()
         while True:
             try:
                 async for update in self._stream(job_id, last):
+                    heard = time.monotonic()
                     last = last if update.version is None else str(update.version)
                     yield update
                     if update.name in TERMINAL or update.data.get("status") in TERMINAL:
                         return
-            except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
-                await asyncio.sleep(0.5)
+            except httpx.TransportError as error:
+                if time.monotonic() - heard > PATIENCE_SECONDS:
+                    raise self._unreachable(error) from None
+            await asyncio.sleep(0.5)
 
     async def sample(self, sample_id: str) -> dict[str, Any]:
         return await self._call("GET", f"/audio/{sample_id}")
@@ -91,20 +97,25 @@ class StudioClient:
 
     async def _stream(self, job_id: str, last: str | None) -> AsyncIterator[JobUpdate]:
         headers = {} if last is None else {"Last-Event-ID": last}
-        try:
-            async with aconnect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
-                await self._check(source.response)
-                async for event in source.aiter_sse():
-                    version = int(event.id) if event.event != "progress" and event.id else None
-                    yield JobUpdate(event.event, version, msgspec.json.decode(event.data))
-        except (httpx.ConnectError, httpx.ConnectTimeout, SSEError) as error:
-            raise self._unreachable(error) from None
+        async with aconnect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
+            if source.response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                raise httpx.ReadError("the studio is not ready")
+            await self._check(source.response)
+            async for event in source.aiter_sse():
+                version = int(event.id) if event.event != "progress" and event.id else None
+                yield JobUpdate(event.event, version, msgspec.json.decode(event.data))
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            response = await self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+        begin = time.monotonic()
+        while True:
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from None
+            busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            if not busy or time.monotonic() - begin > PATIENCE_SECONDS:
+                break
+            await asyncio.sleep(1)
         await self._check(response)
         return msgspec.json.decode(response.content, type=dict[str, Any])
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from domain.errors import Fault, InvalidError
 
@@ -20,11 +20,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     data: str = "text2song-data"
     model: str = "text2song/wiring-noise"
     device: str | None = None
-    lease_seconds: float = 6.0
+    lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 6.0
 
     @property
     def folder(self) -> Path:

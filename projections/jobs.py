@@ -14,6 +14,7 @@ from domain.ports import Document, Query, ReadStore, View
 from projections.audio import AUDIO, samples
 
 WINDOW: Final = timedelta(hours=1)
+FIRST_YEARS: Final = "0002"
 
 
 class QueueStats(Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def _fold_partition(jobs: dict[str, Job], stats: QueueStats, records: Iterable[R
             if job.status == "completed" and job.started_at and job.completed_at:
                 processing_ms += sign * _milliseconds(job.started_at, job.completed_at)
                 completions[_minute(job.completed_at)] += sign
-    horizon = _minute((datetime.fromisoformat(now) - 2 * WINDOW).isoformat()) if now else ""
+    horizon = _minute((datetime.fromisoformat(now) - 2 * WINDOW).isoformat()) if now > FIRST_YEARS else ""
     return QueueStats(
         id=stats.id,
         position=position,

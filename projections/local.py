@@ -1,14 +1,12 @@
 """The projections' host on one machine: a task that follows the log."""
 
 import asyncio
-import logging
 from collections.abc import Iterable
+from functools import partial
 
-from domain.errors import UnavailableError
-from domain.ports import EventLog, Position, ReadStore, Record, TopicPartition
+from domain.journal import until_done
+from domain.ports import EventLog, Position, ReadStore, TopicPartition
 from projections.project import FOLDS, project
-
-logger = logging.getLogger(__name__)
 
 
 class LocalHost:
@@ -16,16 +14,22 @@ class LocalHost:
         self._log = log
         self._store = store
         self._next: dict[TopicPartition, int] = {}
+        self._goal: dict[TopicPartition, int] | None = None
         self._moved = asyncio.Condition()
 
     async def run(self) -> None:
         """Until cancelled. Raises on a bug or an event of a newer version: the views stay as they were."""
-        stored = await self._store.watermarks()
-        partitions = [(topic, number) for topic in FOLDS for number in range(self._log.topics[topic].partitions)]
-        await self._advance({partition: stored.get(partition, 0) for partition in partitions})
+        self._goal = await until_done(self._ends, "The views' host")
+        stored = await until_done(self._store.watermarks, "The views' host")
+        await self._advance({partition: stored.get(partition, 0) for partition in self._goal})
         async for records in self._log.follow(self._next):
-            await self._project(records)
+            await until_done(partial(project, self._log, self._store, records), "The views' host")
             await self._advance({(at.topic, at.partition): at.offset + 1 for at in (r.position for r in records)})
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that was on the log at the start has been folded: before, what exists may seem not to."""
+        return self._goal is not None and all(self._next.get(key, 0) >= end for key, end in self._goal.items())
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether the views have folded all the positions within that time."""
@@ -41,19 +45,11 @@ class LocalHost:
 
     async def caught_up(self, seconds: float) -> bool:
         """Whether everything that is on the log now has been folded within that time."""
-        ends = {topic: await self._log.ends(topic) for topic in FOLDS}
-        last = (Position(topic, number, end - 1) for topic, parts in ends.items() for number, end in parts.items())
-        return await self.wait((position for position in last if position.offset >= 0), seconds)
+        ends = await self._ends()
+        return await self.wait((Position(*partition, end - 1) for partition, end in ends.items() if end), seconds)
 
-    async def _project(self, records: list[Record]) -> None:
-        delay = 0.05
-        while True:
-            try:
-                return await project(self._log, self._store, records)
-            except UnavailableError as error:
-                logger.warning("The views wait: %s Trying again in %.1f s.", error, delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+    async def _ends(self) -> dict[TopicPartition, int]:
+        return {(topic, number): end for topic in FOLDS for number, end in (await self._log.ends(topic)).items()}
 
     async def _advance(self, ends: dict[TopicPartition, int]) -> None:
         async with self._moved:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from domain.errors import TooLargeError
 from domain.events import Undecodable, decode
 from domain.jobs import JOBS
 from domain.ports import EventLog, Message, ReadStore, Record, View
@@ -12,18 +13,23 @@ from projections.audio import AUDIO
 from projections.jobs import STATS
 
 VIEWS: Final[tuple[View[Any], ...]] = (PROMPTS, JOBS, AUDIO, STATS)
+MAX_ERROR: Final = 500
 FOLDS: Final = {"prompts": prompts.fold, "jobs": jobs.fold}
 
 
 async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) -> None:
     """Folds and saves one batch; folding it again changes nothing.
 
-    Raises UnavailableError where trying again helps, and UnknownVersionError, after which nobody may read on.
+    Raises UnavailableError or UncertainError where trying again helps, and UnknownVersionError, after which nobody may
+    read on.
     """
     batch = [decode(record) for record in records]
-    for record, recorded in zip(records, batch, strict=True):
-        if isinstance(recorded.event, Undecodable):
-            await _bury(log, record, recorded.event.error)
+    if dead := [
+        (record, recorded.event.error)
+        for record, recorded in zip(records, batch, strict=True)
+        if isinstance(recorded.event, Undecodable)
+    ]:
+        await _bury(log, dead)
     documents = [
         document
         for topic, fold in FOLDS.items()
@@ -34,15 +40,21 @@ async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) ->
     await store.save(documents, ends)
 
 
-async def _bury(log: EventLog, record: Record, error: str) -> None:
-    """Keeps the original bytes on the dead-letter topic, once: a rebuild reads the same record again."""
-    key = str(record.position)
-    buried: list[Record] = []
+async def _bury(log: EventLog, dead: Sequence[tuple[Record, str]]) -> None:
+    """Keeps the original bytes on the dead-letter topic, once: a rebuild reads the same records again."""
+    buried: set[str] = set()
     for partition in await log.ends("deadletter"):
         offset = 0
         while page := await log.read("deadletter", partition, offset):
-            buried += page
+            buried |= {record.key for record in page}
             offset = page[-1].position.offset + 1
-    if all(dead.key != key for dead in buried):
-        headers = {**record.headers, "deadletter_key": record.key, "deadletter_error": error}
-        await log.append([Message("deadletter", key, record.value or b"", headers)])
+    for record, error in dead:
+        if (key := str(record.position)) in buried:
+            continue
+        headers = {**record.headers, "deadletter_key": record.key, "deadletter_error": error[:MAX_ERROR]}
+        try:
+            await log.append([Message("deadletter", key, record.value or b"", headers)])
+        except TooLargeError:
+            # Too large to stand twice with its reason; the source keeps the bytes.
+            headers = {"deadletter_key": record.key, "deadletter_error": headers["deadletter_error"]}
+            await log.append([Message("deadletter", key, b"", headers)])

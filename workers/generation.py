@@ -17,7 +17,6 @@ from uuid import NAMESPACE_URL, uuid5
 import msgspec
 
 from domain import jobs
-from domain.errors import UnavailableError, UncertainError
 from domain.events import (
     Event,
     JobCancelled,
@@ -30,7 +29,7 @@ from domain.events import (
     timestamp,
 )
 from domain.jobs import JOBS, MAX_LOST, Job
-from domain.journal import Journal
+from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, Position, Query, ReadStore, TopicPartition
 from workers.audio import master
 from workers.engine import Clip, EngineError, EngineRequest, Progress, Take
@@ -40,6 +39,7 @@ logger = logging.getLogger(__name__)
 PAGE: Final = 500
 REMEMBERED: Final = 100_000
 PROGRESS_EVERY: Final = 0.5
+HEARTBEAT_SECONDS: Final = 3.0
 T = TypeVar("T")
 
 
@@ -68,6 +68,11 @@ class _Run:
         self.claimed = claimed
         self.job = claimed
         self.task = task
+
+    def stop(self) -> None:
+        """Once: a second cancel would break into the clean-up that the first one set off."""
+        if not self.task.cancelling():
+            self.task.cancel()
 
     @property
     def is_held(self) -> bool:
@@ -163,7 +168,7 @@ class GenerationWorker:
         if (run := self._running) and run.job.id == job.id:
             run.job = job
             if not run.is_held:
-                run.task.cancel()
+                run.stop()
 
     async def _folded(self, positions: Iterable[Position]) -> None:
         wanted = [(position.topic, position.partition, position.offset) for position in positions]
@@ -175,7 +180,7 @@ class GenerationWorker:
     async def _heartbeat(self) -> None:
         while True:
             await self._append(self._alive("busy" if self._running else "ready"))
-            await asyncio.sleep(self._lease / 3)
+            await asyncio.sleep(min(self._lease / 3, HEARTBEAT_SECONDS))
 
     def _alive(self, state: str) -> WorkerAlive:
         return WorkerAlive(worker_id=self.id, model_id=self._model_id, state=state, device=self._engine.device)
@@ -210,8 +215,6 @@ class GenerationWorker:
         match job.status:
             case "queued":
                 return job.request.model_id == self._model_id and (job.retry_at or "") <= now
-            case "processing":
-                return job.request.model_id == self._model_id and abandoned
             case _:
                 return abandoned
 
@@ -226,11 +229,15 @@ class GenerationWorker:
             error = f"Its worker vanished {MAX_LOST} times in a row without finishing a sample."
             await self._folded(await self._append(JobFailed(job_id=job.id, attempt=claimed.attempt, error=error)))
             return
+        if claimed.request.model_id != self._model_id:
+            # Its own model's workers are gone: back to the queue, for one that comes again.
+            await self._folded(await self._append(jobs.release(claimed, self._journal.now())))
+            return
         run = self._running = _Run(claimed, asyncio.create_task(self._carry_out(claimed)))
         try:
             await asyncio.wait({run.task})
         except asyncio.CancelledError:
-            run.task.cancel()
+            run.stop()
             await asyncio.wait({run.task})
             if run.is_held:
                 with suppress(TimeoutError):
@@ -244,7 +251,7 @@ class GenerationWorker:
         await self._sweep(run.job, claimed.attempt)
 
     async def _carry_out(self, job: Job) -> None:
-        """Ends with the job completed, failed or back in the queue; cancelled when the claim is lost."""
+        """Ends with the job completed, failed or back in the queue; cancelled as soon as the claim is over."""
         try:
             await self._generate(job)
             outcome: Event = JobCompleted(job_id=job.id, attempt=job.attempt)
@@ -323,7 +330,7 @@ class GenerationWorker:
                 duration_seconds=made.duration_seconds,
                 sample_rate=clip.sample_rate,
                 channels=clip.pcm.shape[0],
-                size=len(made.flac),
+                size=made.size,
                 sha256=made.sha256,
                 loudness_lufs=made.loudness_lufs,
             )
@@ -339,6 +346,7 @@ class GenerationWorker:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
                 await asyncio.wait({writing})
+                writing.exception()
                 raise
 
         await self._until_done(put)
@@ -349,7 +357,8 @@ class GenerationWorker:
             return
         kept = tuple(sample.event.storage_path.removesuffix("flac") for sample in job.samples)
         for stored in await self._until_done(lambda: self._objects.list(folder(job.id))):
-            if int(stored.key.split("/")[2]) <= attempt and not stored.key.startswith(kept):
+            made_by = stored.key.split("/")[2]
+            if made_by.isdecimal() and int(made_by) <= attempt and not stored.key.startswith(kept):
                 await self._until_done(partial(self._objects.delete, stored.key))
 
     async def _clean_up(self, job: Job) -> None:
@@ -362,11 +371,4 @@ class GenerationWorker:
         return await self._until_done(lambda: self._journal.append(event, event_id=event_id))
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        delay = 0.1
-        while True:
-            try:
-                return await call()
-            except (UnavailableError, UncertainError) as error:
-                logger.warning("Worker %s waits: %s Trying again in %.1f s.", self.id, error, delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+        return await until_done(call, f"Worker {self.id}")

@@ -128,4 +128,6 @@ async def open_parts(folder: Path) -> AsyncIterator[Parts]:
         running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]
         stack.push_async_callback(stop, *running)
         stack.push_async_callback(parts.http.aclose)
+        await parts.services.feed.started.wait()
+        assert await parts.host.caught_up(30)
         yield parts
