@@ -113,6 +113,11 @@ def test_head_tells_what_get_would(studio: Running, sample: dict[str, Any], outp
         assert head.headers[name] == get.headers[name]
 
 
+def test_head_knows_no_ranges(studio: Running, sample: dict[str, Any]) -> None:
+    head = studio.http.head(sample["stream_url"], headers={"Range": "bytes=0-0"})
+    assert head.status_code == 200
+
+
 def test_a_derived_format_is_made_once(studio: Running, sample: dict[str, Any]) -> None:
     stream(studio, sample, "ogg")
     path: Path = studio.data / "objects" / sample["storage_path"].replace(".flac", ".ogg")

@@ -206,6 +206,57 @@ async def test_a_cancel_left_by_a_dead_worker_is_finished_by_another(parts: Part
     assert await keys(parts, "j1") == []
 
 
+class SlowObjects(FileObjects):
+    """Takes its time over the second sample, which is then still being written when a cancel comes."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.writing = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def put(self, key: str, data: bytes) -> ObjectInfo:
+        if key.endswith("/1.flac"):
+            self.writing.set()
+            await self.go_on.wait()
+        return await super().put(key, data)
+
+
+async def test_a_second_cancel_does_not_break_into_the_clean_up_of_the_first(parts: Parts, tmp_path: Path) -> None:
+    parts.objects = slow = await SlowObjects.open(tmp_path / "objects")
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1")
+        await slow.writing.wait()
+        await parts.journal.append(JobCancelRequested(job_id="j1"))
+        await parts.when("j1", "cancelling")
+        await parts.journal.append(JobDeleted(job_id="j1"))
+        job = await parts.when("j1", "cancelling")
+        assert job.deleted_at
+        slow.go_on.set()
+        await parts.when("j1", "cancelled")
+        assert await keys(parts, "j1") == []
+
+
+async def test_a_dead_workers_job_of_another_model_goes_back_to_the_queue(parts: Parts) -> None:
+    await parts.submit("j1", model_id="facebook/musicgen-small")
+    await parts.journal.append(JobStarted(job_id="j1", attempt=1, worker_id="gone"))
+    engine = ScriptedEngine()
+    async with parts.working(engine):
+        await parts.when("j1", "processing")
+        job = await parts.when("j1", "queued")
+        assert engine.requests == []
+        shown = (await parts.http.get("/jobs/j1")).json()
+    assert (job.failures, job.lost) == (0, 0)
+    assert shown["stage"] == "waits for a worker with the model facebook/musicgen-small"
+
+
+async def test_a_strangers_file_among_the_audio_is_left_alone(parts: Parts) -> None:
+    await parts.objects.put("samples/j1/notes.txt", b"mine")
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "completed")
+    assert "samples/j1/notes.txt" in await keys(parts, "j1")
+
+
 @pytest.mark.parametrize("event", [JobCancelRequested, JobDeleted])
 async def test_a_job_that_waits_for_its_next_attempt_leaves_nothing_when_it_is_stopped(
     parts: Parts, event: type[JobCancelRequested | JobDeleted]

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from domain.events import AdapterSnapshot
 from domain.models import NOISE
@@ -346,6 +347,24 @@ async def test_retries_that_race_are_one_job_too(parts: Parts) -> None:
     assert sorted(set(codes)) == [202, 422]
     assert len({answer.json()["job_id"] for answer in answers if answer.status_code == 202}) == 1
     assert (await parts.http.get("/jobs")).json()["total"] == 1
+
+
+async def test_a_retry_is_the_same_job_even_where_the_model_has_changed(parts: Parts) -> None:
+    key = {"Idempotency-Key": "before the restart"}
+    request = {"prompt": "once", "model_id": NOISE.id}
+    first = await parts.http.post("/generate", json=request, headers=key)
+    parts.services.registry.__init__(replace(NOISE, id="local/other"))  # type: ignore[misc]
+    again = await parts.http.post("/generate", json=request, headers=key)
+    assert (again.status_code, again.json()["job_id"]) == (202, first.json()["job_id"])
+
+
+async def test_prompts_that_race_under_one_key_are_told_apart(parts: Parts) -> None:
+    key = {"Idempotency-Key": "race"}
+    answers = await asyncio.gather(
+        *(parts.http.post("/prompts", json={"text": text}, headers=key) for text in ("a", "b", "a"))
+    )
+    assert sorted(answer.status_code for answer in answers) in ([201, 201, 422], [201, 422, 422])
+    assert len({answer.json()["text"] for answer in answers if answer.status_code == 201}) == 1
 
 
 def test_a_client_reads_its_own_write_by_position(studio: Running) -> None:

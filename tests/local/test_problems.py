@@ -1,5 +1,6 @@
 """Bad input over HTTP: each row names what was wrong and leaves nothing behind."""
 
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import msgspec
@@ -74,6 +75,19 @@ def test_broken_json_is_400_and_queues_nothing(studio: Running, raw: bytes) -> N
     assert jobs(studio) == before
 
 
+def test_a_body_nested_without_end_is_400(studio: Running) -> None:
+    answer = studio.http.post("/generate", content=b'{"prompt":' + b"[" * 3000 + b"]" * 3000 + b"}", headers=JSON)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_a_foreign_page_could_post_is_415(studio: Running, media_type: str) -> None:
+    before = jobs(studio)
+    answer = studio.http.post("/generate", content=b'{"prompt":"x"}', headers={"Content-Type": media_type})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (415, "application/problem+json")
+    assert jobs(studio) == before
+
+
 def test_a_body_of_50_megabytes_is_413(studio: Running) -> None:
     body = msgspec.json.encode({"prompt": "x" * 50_000_000})
     answer = studio.http.post("/generate", content=body, headers=JSON)
@@ -92,6 +106,7 @@ def test_a_body_of_50_megabytes_is_413(studio: Running) -> None:
         ({"status": "lost"}, "status is 'lost'; it is one of queued, processing, completed"),
         ({"start_date": "yesterday"}, "start_date is 'yesterday'; write a date or time such as 2026-01-31"),
         ({"cursor": "?!"}, "'?!' is not a cursor"),
+        ({"cursor": urlsafe_b64encode(b"0001-01-01T00:00:00+01:00|x").decode()}, "is not a cursor"),
     ],
 )
 def test_a_bad_query_is_400_naming_the_value(studio: Running, query: Any, words: str) -> None:

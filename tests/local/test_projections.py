@@ -35,7 +35,7 @@ from projections.project import VIEWS, project
 from tests.digest import digests
 from tests.history import SUBMITTED, sample
 from tests.local.engine import ScriptedEngine
-from tests.local.parts import Parts, open_parts
+from tests.local.parts import Parts, open_parts, stop
 
 STARTED = JobStarted(job_id="job", attempt=1, worker_id="w1")
 LATER = "2026-01-02T00:00:00.000000Z"
@@ -212,6 +212,31 @@ async def test_damage_goes_to_the_dead_letters_once_and_the_rest_goes_on(tmp_pat
         assert buried.headers["deadletter_key"] == "j1"
         assert buried.headers["deadletter_error"]
         assert buried.headers["ce_id"] == "broken"
+
+
+async def test_damage_too_large_to_stand_twice_is_noted_without_its_bytes(parts: Parts) -> None:
+    headers = {"ce_type": "text2song.job.started.v1", "ce_time": LATER}
+    (position,) = await parts.log.append([Message("jobs", "j1", b"\x00" * 999_900, headers)])
+    await parts.submit("j1")
+    await parts.when("j1", "queued")
+    (buried,) = await parts.log.read("deadletter", 0, 0)
+    assert (buried.key, buried.value) == (str(position), b"")
+
+
+async def test_nothing_is_answered_before_the_views_have_caught_up(parts: Parts, tmp_path: Path) -> None:
+    await parts.submit("j1")
+    await parts.when("j1", "queued")
+    other = await SqliteStore.open(tmp_path / "other.db", VIEWS)
+    fresh = Parts(tmp_path, parts.log, other, parts.objects)
+    early = await fresh.http.get("/jobs/j1")
+    assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+    assert (await fresh.http.get("/health/live")).status_code == 200
+    running = asyncio.create_task(fresh.host.run())
+    assert await fresh.host.caught_up(10)
+    assert (await fresh.http.get("/jobs/j1")).status_code == 200
+    await stop(running)
+    await fresh.http.aclose()
+    await other.close()
 
 
 async def test_an_event_of_a_newer_version_stops_the_host_loudly(tmp_path: Path) -> None:

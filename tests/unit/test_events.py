@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import UnknownVersionError
-from domain.events import EVENTS, Event, Undecodable, UnknownEvent, cloud_type, decode, encode, timestamp
+from domain.events import EVENTS, Event, PromptCreated, Undecodable, UnknownEvent, cloud_type, decode, encode, timestamp
 from domain.ports import Position, Record
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -97,6 +97,12 @@ def test_an_unknown_version_of_a_known_type_stops_the_reader() -> None:
             {"ce_time": "2026-01-01"},
             "no time zone",
         ),
+        (
+            b'{"type":"JobStarted","job_id":"job","attempt":1,"worker_id":"w"}',
+            {"ce_time": "0001-01-01T00:00:00+01:00"},
+            "date",
+        ),
+        (b'{"type":"JobStarted","job_id":' + b"[" * 3000 + b"]" * 3000 + b"}", {}, "nested over 64 levels deep"),
         (None, {}, "tombstone"),
     ],
 )
@@ -107,6 +113,11 @@ def test_bytes_that_are_no_event_are_undecodable_with_a_reason(
     event = decode(Record(Position("jobs", 0, 0), "job", value, headers)).event
     assert isinstance(event, Undecodable)
     assert words in event.error
+
+
+def test_brackets_in_a_text_are_no_nesting() -> None:
+    prompt = PromptCreated(prompt_id="p", text='\\"[{' * 900)
+    assert decode(record(prompt)).event == prompt
 
 
 @given(st.binary(max_size=200), st.dictionaries(st.sampled_from(["ce_id", "ce_time", "ce_type"]), st.text(max_size=40)))

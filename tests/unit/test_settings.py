@@ -21,6 +21,14 @@ def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
         from_environment({"TEXT2SONG_LEASE_SECONDS": "soon"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("LEASE_SECONDS", "0"), ("LEASE_SECONDS", "nan"), ("PORT", "70000"), ("PORT", "-1")]
+)
+def test_a_value_out_of_bounds_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InvalidError, match=f"TEXT2SONG_{name} is '{value}': Expected"):
+        from_environment({f"TEXT2SONG_{name}": value})
+
+
 @pytest.mark.parametrize("name", Settings.__struct_fields__)
 def test_every_setting_is_documented(name: str) -> None:
     assert f"`{PREFIX}{name.upper()}`" in README.read_text()
