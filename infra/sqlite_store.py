@@ -144,7 +144,9 @@ class SqliteStore:
         try:
             connection.pragma("journal_mode", "WAL")
             with transaction(connection):
-                if is_new(connection, APPLICATION_ID) or connection.pragma("user_version") != self._definition():
+                new = is_new(connection, APPLICATION_ID)
+                check(connection)
+                if new or connection.pragma("user_version") != self._definition():
                     for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
                         connection.execute(f'DROP TABLE "{name}"')
                     for statement in (WATERMARKS, *(table.create for table in self._tables.values())):
@@ -222,3 +224,9 @@ class _Table(Generic[D]):
             terms.append("created_at <= ?")
             values.append(query.end)
         return " AND ".join(terms), tuple(values)
+
+
+def check(connection: apsw.Connection) -> None:
+    """Raises apsw.CorruptError for damage anywhere in the file."""
+    if (found := connection.execute("PRAGMA quick_check(1)").get) != "ok":
+        raise apsw.CorruptError(found)

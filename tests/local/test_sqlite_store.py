@@ -96,7 +96,7 @@ async def test_a_file_of_another_schema_version_starts_again_from_nothing(
 
 
 async def test_a_damaged_file_is_replaced_and_said_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for offset, damage in ((0, b"no database " * 500), (100, b"\xff" * 3_000)):
+    for offset, damage in ((0, b"no database " * 500), (100, b"\xff" * 3_000), (3 * 4096, b"\xff" * 4096)):
         await filled(path)
         overwrite(path, offset, damage)
         store = await SqliteStore.open(path, [SONGS])
