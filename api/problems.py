@@ -62,7 +62,8 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Proble
         errors=faults or UNSET,
     )
     headers["X-Request-ID"] = problem.request_id
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, (UnavailableError, UncertainError)):
+    expected = isinstance(error, (UnavailableError, UncertainError)) or "client disconnected" in str(error)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not expected:
         logger.error("%s %s failed (%s).", request.method, request.url.path, problem.request_id, exc_info=error)
     return Response(problem, status_code=status, media_type="application/problem+json", headers=headers)
 

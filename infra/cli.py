@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from domain.errors import Text2SongError
 from infra.settings import Settings, from_environment
@@ -94,7 +94,7 @@ def list_models() -> None:
     from workers.engines.checkpoints import resolve
 
     registry = Registry(_or_exit(lambda: resolve(_settings().model)).model)
-    table = Table("", "model", "longest", "audio", "GPU memory", "license")
+    table = Table("", Column("model", no_wrap=True), "longest", "audio", "GPU memory", "license")
     for model in registry.models:
         table.add_row(
             "*" if model.is_active else "",
@@ -148,7 +148,7 @@ async def _demo(settings: Settings, output: Path) -> None:
             "output_format": "wav",
         }
         await run(console, url, request, output)
-    console.print("The studio has stopped. `text2song up` starts one that stays.")
+    console.print("The studio has stopped. `make up` starts one that stays.")
 
 
 def _settings(**options: Any) -> Settings:

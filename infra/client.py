@@ -37,8 +37,11 @@ class JobUpdate(Struct, frozen=True):
 
 class StudioClient:
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._http = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30.0), mounts=PROXY_FREE)
+        self._url = url if "://" in url else f"http://{url}"
+        try:
+            self._http = httpx.AsyncClient(base_url=self._url, timeout=httpx.Timeout(30.0), mounts=PROXY_FREE)
+        except httpx.InvalidURL as error:
+            raise ClientError(f"{url!r} is no URL: {error}. Write one such as http://127.0.0.1:8000.") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,6 +105,8 @@ class StudioClient:
                 raise httpx.ReadError("the studio is not ready")
             await self._check(source.response)
             async for event in source.aiter_sse():
+                if not event.data:  # a heartbeat
+                    continue
                 version = int(event.id) if event.event != "progress" and event.id else None
                 yield JobUpdate(event.event, version, msgspec.json.decode(event.data))
 
@@ -112,6 +117,8 @@ class StudioClient:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
                 raise self._unreachable(error) from None
+            except ValueError as error:
+                raise ClientError(f"The request cannot be written as JSON: {error}.") from None
             busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
             if not busy or time.monotonic() - begin > PATIENCE_SECONDS:
                 break

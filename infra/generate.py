@@ -16,6 +16,12 @@ from infra.client import ClientError, JobUpdate, StudioClient
 
 async def generate(console: Console, url: str, request: dict[str, Any], folder: Path) -> None:
     """Submits, shows what happens and saves the audio. Raises ClientError when there is none to save."""
+    try:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClientError(
+            f"The folder {folder} cannot be made: {error.strerror}. Choose another with --output."
+        ) from None
     async with StudioClient(url) as client:
         studio = await client.get("/")
         if studio["notice"]:
@@ -23,8 +29,13 @@ async def generate(console: Console, url: str, request: dict[str, Any], folder: 
         job_id = await client.submit(request, str(uuid4()))
         console.print(f"Prompt: {request['prompt']}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"Job {job_id}, {request['num_samples']} sample(s) to make:", highlight=False, soft_wrap=True)
-        final = await _watch(console, client, job_id)
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        try:
+            final = await _watch(console, client, job_id)
+        except asyncio.CancelledError:
+            console.print(
+                f"A running studio goes on with job {job_id}; DELETE /generate/{job_id} stops it.", soft_wrap=True
+            )
+            raise
         for number, sample_id in enumerate(final["sample_ids"]):
             path = folder / f"{_slug(request['prompt'])}-{job_id[-6:]}-{number}.{request['output_format']}"
             await client.download(sample_id, request["output_format"], path)
@@ -63,7 +74,7 @@ def _advance(bar: Progress, task: TaskID, update: JobUpdate) -> None:
 
 
 def _label(status: str) -> str:
-    return "queued, until a worker is free and its model loaded" if status == "queued" else status
+    return "queued: loading the model, or busy" if status == "queued" else status
 
 
 def _describe(path: Path, sample: dict[str, Any]) -> str:

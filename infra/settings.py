@@ -19,11 +19,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     by default whichever is there; `lease_seconds` is how long a silent worker keeps its jobs.
     """
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    data: str = "text2song-data"
-    model: str = "text2song/wiring-noise"
-    device: str | None = None
+    data: Annotated[str, Meta(min_length=1)] = "text2song-data"
+    model: Annotated[str, Meta(min_length=1)] = "text2song/wiring-noise"
+    device: Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")] | None = None
     lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 6.0
 
     @property

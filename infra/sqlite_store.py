@@ -134,7 +134,7 @@ class SqliteStore:
         try:
             self._connection = self._create()
         except (apsw.NotADBError, apsw.CorruptError):
-            log.exception("The read store %s is damaged: it starts empty and is folded again from the log", self._path)
+            log.warning("The read store %s is damaged: it starts empty and is folded again from the log", self._path)
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
             self._connection = self._create()

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
 
@@ -181,7 +182,9 @@ class _Child:
                 raise EngineError(f"{reason} It was loading the model.", transient=True)
 
     def _spawn(self) -> None:
-        # Ctrl-C reaches the whole process group, and the child while it is still importing.
+        # Ctrl-C reaches the whole process group, and the child while it is still importing. The tracker is started
+        # first, because starting it unblocks the signal again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

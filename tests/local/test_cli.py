@@ -51,6 +51,23 @@ def test_generate_says_why_a_request_was_refused(studio: Running, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--duration", "nan"), "The request cannot be written as JSON"),
+        (("--output", "/dev/null/here"), "The folder /dev/null/here cannot be made"),
+        (("--url", "http://[::1"), "is no URL"),
+    ],
+)
+def test_generate_answers_mistakes_with_a_sentence(
+    studio: Running, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = text2song("generate", "x", "--url", studio.url, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_generate_says_how_to_start_a_studio_where_there_is_none(tmp_path: Path) -> None:
     done = text2song("generate", "x", "--url", "http://127.0.0.1:9", cwd=tmp_path)
     assert done.returncode == 1
@@ -106,8 +123,8 @@ def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp
     assert second.errors() == first.errors()
 
 
-def test_models_list_marks_the_active_one(tmp_path: Path) -> None:
-    done = text2song("models", "list", cwd=tmp_path, COLUMNS="200")
+def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) -> None:
+    done = text2song("models", "list", cwd=tmp_path, COLUMNS="60")
     assert done.returncode == 0
     (active,) = [line for line in done.stdout.splitlines() if "*" in line]
     assert "text2song/wiring-noise" in active

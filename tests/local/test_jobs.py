@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from domain.events import AdapterSnapshot
 from domain.models import NOISE
+from infra.client import StudioClient
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
@@ -417,6 +418,21 @@ def test_a_job_is_followed_live_and_from_where_a_client_stopped(studio: Running)
     assert [(name, version) for name, version, _ in missed] == list(zip(names[2:], versions[2:], strict=True))
     last = studio.http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": str(versions[-1])})
     assert last.status_code == 204
+
+
+async def test_a_client_waits_through_heartbeats(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.events.HEARTBEAT_SECONDS", 0.02)
+    engine = ScriptedEngine()
+    engine.close_after(0)
+    client = StudioClient("studio")
+    await client._http.aclose()
+    client._http = parts.http
+    async with parts.working(engine):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "processing")
+        asyncio.get_running_loop().call_later(0.3, engine.release)
+        names = [update.name async for update in client.follow("j1")]
+    assert (names[0], names[-1]) == ("snapshot", "completed")
 
 
 def test_a_cancel_is_seen_by_who_follows(studio: Running) -> None:

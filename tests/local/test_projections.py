@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import jobs
-from domain.errors import UnavailableError, UnknownVersionError
+from domain.errors import ConflictError, UnavailableError, UnknownVersionError
 from domain.events import (
     AnyEvent,
     JobAttemptFailed,
@@ -31,6 +31,7 @@ from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections.audio import AUDIO
 from projections.jobs import STATS
+from projections.local import LocalHost
 from projections.project import VIEWS, project
 from tests.digest import digests
 from tests.history import SUBMITTED, sample
@@ -237,6 +238,20 @@ async def test_nothing_is_answered_before_the_views_have_caught_up(parts: Parts,
     await stop(running)
     await fresh.http.aclose()
     await other.close()
+
+
+async def test_views_of_another_log_are_refused(tmp_path: Path) -> None:
+    async with open_parts(tmp_path) as parts:
+        await parts.submit("j1")
+        await parts.when("j1", "queued")
+    for file in list(tmp_path.glob("events.db*")):  # noqa: ASYNC240 -- nothing else runs
+        file.unlink()
+    log = await SqliteLog.open(tmp_path / "events.db")
+    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    with pytest.raises(ConflictError, match="than the log holds"):
+        await LocalHost(log, store).run()
+    await store.close()
+    await log.close()
 
 
 async def test_an_event_of_a_newer_version_stops_the_host_loudly(tmp_path: Path) -> None:

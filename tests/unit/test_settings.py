@@ -22,7 +22,16 @@ def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LEASE_SECONDS", "0"), ("LEASE_SECONDS", "nan"), ("PORT", "70000"), ("PORT", "-1")]
+    ("name", "value"),
+    [
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "nan"),
+        ("PORT", "70000"),
+        ("PORT", "-1"),
+        ("HOST", ""),
+        ("MODEL", ""),
+        ("DEVICE", "tpu"),
+    ],
 )
 def test_a_value_out_of_bounds_is_refused(name: str, value: str) -> None:
     with pytest.raises(InvalidError, match=f"TEXT2SONG_{name} is '{value}': Expected"):
