@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 from domain.errors import UnavailableError, UncertainError
 from domain.events import Event, Recorded, decode, encode
-from domain.ports import EventLog, Position, TopicPartition
+from domain.ports import EventLog, Position, TopicPartition, after
 
 T = TypeVar("T")
 
@@ -27,6 +27,29 @@ async def until_done(call: Callable[[], Awaitable[T]], who: str) -> T:
             logger.warning("%s waits: %s Trying again in %.1f s.", who, error, wait)
             await asyncio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT)
+
+
+class Frontier:
+    """How far a reader of the log has come, for those who wait for it; `next` has the offset to go on from."""
+
+    def __init__(self) -> None:
+        self.next: dict[TopicPartition, int] = {}
+        self._moved = asyncio.Condition()
+
+    async def advance(self, ends: Mapping[TopicPartition, int]) -> None:
+        async with self._moved:
+            self.next |= ends
+            self._moved.notify_all()
+
+    async def moved(self) -> None:
+        async with self._moved:
+            await self._moved.wait()
+
+    async def reached(self, positions: Iterable[Position]) -> None:
+        """Returns once every one of the positions has been read."""
+        wanted = after(positions)
+        async with self._moved:
+            await self._moved.wait_for(lambda: all(self.next.get(key, 0) >= end for key, end in wanted.items()))
 
 
 class Journal:

@@ -1,7 +1,7 @@
 """The three ports. Each has a local and a cluster adapter in `infra/`, and both pass `tests/contract/`."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import msgspec
@@ -35,6 +35,14 @@ class Position(Struct, frozen=True, order=True):
         if parts := re.fullmatch(r"([a-z]+)/([0-9]{1,9})/([0-9]{1,18})", text):
             return cls(parts[1], int(parts[2]), int(parts[3]))
         raise ValueError(f"{text!r} is not a position such as 'jobs/3/1287'")
+
+
+def after(positions: Iterable[Position]) -> dict[TopicPartition, int]:
+    """For each partition, the offset from which to go on when all the positions have been read."""
+    ends: dict[TopicPartition, int] = {}
+    for at in positions:
+        ends[at.topic, at.partition] = max(at.offset + 1, ends.get((at.topic, at.partition), 0))
+    return ends
 
 
 class Message(Struct, frozen=True):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from functools import partial
 
 from domain.errors import ConflictError
-from domain.journal import until_done
-from domain.ports import EventLog, Position, ReadStore, TopicPartition
+from domain.journal import Frontier, until_done
+from domain.ports import EventLog, Position, ReadStore, TopicPartition, after
 from projections.project import FOLDS, project
 
 
@@ -14,9 +14,8 @@ class LocalHost:
     def __init__(self, log: EventLog, store: ReadStore) -> None:
         self._log = log
         self._store = store
-        self._next: dict[TopicPartition, int] = {}
         self._goal: dict[TopicPartition, int] | None = None
-        self._moved = asyncio.Condition()
+        self._frontier = Frontier()
 
     async def run(self) -> None:
         """Until cancelled. Raises ConflictError for views of another log, and at an event of a newer version."""
@@ -27,24 +26,21 @@ class LocalHost:
                 f"The views have folded more of {ahead[0][0]} than the log holds: it was replaced or cut. "
                 "Put the right log back, or delete the views (views.db in the data folder) to fold this one."
             )
-        await self._advance({partition: stored.get(partition, 0) for partition in self._goal})
-        async for records in self._log.follow(self._next):
+        await self._frontier.advance({partition: stored.get(partition, 0) for partition in self._goal})
+        async for records in self._log.follow(self._frontier.next):
             await until_done(partial(project, self._log, self._store, records), "The views' host")
-            await self._advance({(at.topic, at.partition): at.offset + 1 for at in (r.position for r in records)})
+            await self._frontier.advance(after(record.position for record in records))
 
     @property
     def ready(self) -> bool:
         """Whether all that was on the log at the start has been folded: before, what exists may seem not to."""
-        return self._goal is not None and all(self._next.get(key, 0) >= end for key, end in self._goal.items())
+        return self._goal is not None and all(self._frontier.next.get(key, 0) >= end for key, end in self._goal.items())
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether the views have folded all the positions within that time."""
-        wanted = [(position.topic, position.partition, position.offset) for position in positions]
         try:
-            async with asyncio.timeout(seconds), self._moved:
-                await self._moved.wait_for(
-                    lambda: all(self._next.get((topic, number), 0) > offset for topic, number, offset in wanted)
-                )
+            async with asyncio.timeout(seconds):
+                await self._frontier.reached(positions)
         except TimeoutError:
             return False
         return True
@@ -56,8 +52,3 @@ class LocalHost:
 
     async def _ends(self) -> dict[TopicPartition, int]:
         return {(topic, number): end for topic in FOLDS for number, end in (await self._log.ends(topic)).items()}
-
-    async def _advance(self, ends: dict[TopicPartition, int]) -> None:
-        async with self._moved:
-            self._next |= ends
-            self._moved.notify_all()

@@ -6,7 +6,7 @@ from typing import Any, Final
 from domain.errors import TooLargeError
 from domain.events import Undecodable, decode
 from domain.jobs import JOBS
-from domain.ports import EventLog, Message, ReadStore, Record, View
+from domain.ports import EventLog, Message, ReadStore, Record, View, after
 from domain.prompts import PROMPTS
 from projections import jobs, prompts
 from projections.audio import AUDIO
@@ -36,8 +36,7 @@ async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) ->
         if (events := [recorded for recorded in batch if recorded.position.topic == topic])
         for document in await fold(store, events)
     ]
-    ends = {(at.topic, at.partition): at.offset + 1 for at in (record.position for record in records)}
-    await store.save(documents, ends)
+    await store.save(documents, after(record.position for record in records))
 
 
 async def _bury(log: EventLog, dead: Sequence[tuple[Record, str]]) -> None:

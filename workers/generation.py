@@ -7,7 +7,7 @@ event like any other: the worker runs a job only once the fold, at that position
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,8 +29,8 @@ from domain.events import (
     timestamp,
 )
 from domain.jobs import JOBS, MAX_LOST, Job
-from domain.journal import Journal, until_done
-from domain.ports import ObjectStore, Position, Query, ReadStore, TopicPartition
+from domain.journal import Frontier, Journal, until_done
+from domain.ports import ObjectStore, Position, Query, ReadStore, after
 from workers.audio import master
 from workers.engine import Clip, EngineError, EngineRequest, Progress, Take
 
@@ -104,8 +104,7 @@ class GenerationWorker:
         self._jobs: dict[str, Job] = {}
         self._closed: dict[str, None] = {}
         self._heard: dict[str, float] = {}
-        self._next: dict[TopicPartition, int] = {}
-        self._moved = asyncio.Condition()
+        self._frontier = Frontier()
         self._running: _Run | None = None
 
     async def run(self) -> None:
@@ -116,7 +115,7 @@ class GenerationWorker:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow())
                 tasks.create_task(self._heartbeat())
-                await self._folded(Position("jobs", number, end - 1) for number, end in barrier.items())
+                await self._frontier.reached(Position("jobs", number, end - 1) for number, end in barrier.items())
                 await self._work()
         finally:
             with suppress(TimeoutError):
@@ -127,9 +126,10 @@ class GenerationWorker:
         """The views' open jobs, and where to read on: closed ones need never be folded again."""
         marks = await self._store.watermarks()
         jobs_partitions = range(self._journal.log.topics["jobs"].partitions)
-        self._next = {("jobs", number): marks.get(("jobs", number), 0) for number in jobs_partitions}
+        start = {("jobs", number): marks.get(("jobs", number), 0) for number in jobs_partitions}
         for number, end in (await self._journal.log.ends("progress")).items():
-            self._next["progress", number] = end
+            start["progress", number] = end
+        await self._frontier.advance(start)
         # A job that is deleted in the meantime is found among the hidden ones, which are read last.
         for hidden in (False, True):
             after = None
@@ -141,12 +141,10 @@ class GenerationWorker:
         self._heard = dict.fromkeys((job.worker_id for job in self._jobs.values() if job.worker_id), time.monotonic())
 
     async def _follow(self) -> None:
-        async for batch in self._journal.follow(dict(self._next)):
+        async for batch in self._journal.follow(dict(self._frontier.next)):
             for recorded in batch:
                 self._fold(recorded)
-            async with self._moved:
-                self._next |= {(at.topic, at.partition): at.offset + 1 for at in (r.position for r in batch)}
-                self._moved.notify_all()
+            await self._frontier.advance(after(recorded.position for recorded in batch))
 
     def _fold(self, recorded: Recorded) -> None:
         if isinstance(recorded.event, WorkerAlive):
@@ -170,13 +168,6 @@ class GenerationWorker:
             if not run.is_held:
                 run.stop()
 
-    async def _folded(self, positions: Iterable[Position]) -> None:
-        wanted = [(position.topic, position.partition, position.offset) for position in positions]
-        async with self._moved:
-            await self._moved.wait_for(
-                lambda: all(self._next[topic, number] > offset for topic, number, offset in wanted)
-            )
-
     async def _heartbeat(self) -> None:
         while True:
             await self._append(self._alive("busy" if self._running else "ready"))
@@ -197,8 +188,8 @@ class GenerationWorker:
 
     async def _wait_for_change(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds), self._moved:
-                await self._moved.wait()
+            async with asyncio.timeout(seconds):
+                await self._frontier.moved()
 
     def _next_job(self) -> Job | None:
         now, silence = self._journal.now(), time.monotonic() - self._lease
@@ -220,18 +211,20 @@ class GenerationWorker:
 
     async def _take(self, job: Job) -> None:
         """Claims the job and carries it out, if the claim is the first on the log."""
-        await self._folded(await self._append(jobs.start(job, self.id)))
+        await self._frontier.reached(await self._append(jobs.start(job, self.id)))
         claimed = self._jobs.get(job.id)
         if claimed is None or (claimed.status, claimed.worker_id) != ("processing", self.id):
             return
         if claimed.lost >= MAX_LOST:
             await self._sweep(claimed, claimed.attempt)
             error = f"Its worker vanished {MAX_LOST} times in a row without finishing a sample."
-            await self._folded(await self._append(JobFailed(job_id=job.id, attempt=claimed.attempt, error=error)))
+            await self._frontier.reached(
+                await self._append(JobFailed(job_id=job.id, attempt=claimed.attempt, error=error))
+            )
             return
         if claimed.request.model_id != self._model_id:
             # Its own model's workers are gone: back to the queue, for one that comes again.
-            await self._folded(await self._append(jobs.release(claimed, self._journal.now())))
+            await self._frontier.reached(await self._append(jobs.release(claimed, self._journal.now())))
             return
         run = self._running = _Run(claimed, asyncio.create_task(self._carry_out(claimed)))
         try:
@@ -263,7 +256,7 @@ class GenerationWorker:
         # Before the job may close: nobody looks into a closed job's folder again.
         if current := self._jobs.get(job.id):
             await self._sweep(current, job.attempt)
-        await self._folded(await self._append(outcome))
+        await self._frontier.reached(await self._append(outcome))
 
     def _failed(self, job: Job, error: str, *, transient: bool) -> Event:
         wait = timedelta(seconds=self._backoff * 2**job.failures)
@@ -335,7 +328,7 @@ class GenerationWorker:
                 loudness_lufs=made.loudness_lufs,
             )
         )
-        await self._folded(placed)
+        await self._frontier.reached(placed)
 
     async def _put(self, key: str, data: bytes) -> None:
         """A cancel waits for the write in hand: one that landed later would outlive the clean-up."""
@@ -364,7 +357,7 @@ class GenerationWorker:
     async def _clean_up(self, job: Job) -> None:
         """Says cancelled only once the partial outputs are gone."""
         await self._until_done(lambda: self._objects.delete(folder(job.id)))
-        await self._folded(await self._append(JobCancelled(job_id=job.id, worker_id=self.id)))
+        await self._frontier.reached(await self._append(JobCancelled(job_id=job.id, worker_id=self.id)))
 
     async def _append(self, event: Event) -> list[Position]:
         event_id = self._journal.new_id()
