@@ -46,10 +46,10 @@ class Frontier:
             await self._moved.wait()
 
     async def reached(self, positions: Iterable[Position]) -> None:
-        """Returns once every one of the positions has been read."""
+        """Returns once every one of the positions has been read; offset -1 asks only that reading has begun."""
         wanted = after(positions)
         async with self._moved:
-            await self._moved.wait_for(lambda: all(self.next.get(key, 0) >= end for key, end in wanted.items()))
+            await self._moved.wait_for(lambda: all(self.next.get(key, -1) >= end for key, end in wanted.items()))
 
 
 class Journal:

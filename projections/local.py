@@ -48,7 +48,7 @@ class LocalHost:
     async def caught_up(self, seconds: float) -> bool:
         """Whether everything that is on the log now has been folded within that time."""
         ends = await self._ends()
-        return await self.wait((Position(*partition, end - 1) for partition, end in ends.items() if end), seconds)
+        return await self.wait((Position(*partition, end - 1) for partition, end in ends.items()), seconds)
 
     async def _ends(self) -> dict[TopicPartition, int]:
         return {(topic, number): end for topic in FOLDS for number, end in (await self._log.ends(topic)).items()}

@@ -224,6 +224,15 @@ async def test_damage_too_large_to_stand_twice_is_noted_without_its_bytes(parts:
     assert (buried.key, buried.value) == (str(position), b"")
 
 
+async def test_an_empty_log_counts_as_folded_only_once_the_host_has_looked(parts: Parts) -> None:
+    host = LocalHost(parts.log, parts.store)
+    assert not await host.caught_up(0.05)
+    running = asyncio.create_task(host.run())
+    assert await host.caught_up(10)
+    assert host.ready
+    await stop(running)
+
+
 async def test_nothing_is_answered_before_the_views_have_caught_up(parts: Parts, tmp_path: Path) -> None:
     await parts.submit("j1")
     await parts.when("j1", "queued")
