@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from domain.errors import Text2SongError
-from infra.settings import Settings, from_environment
+from infra.settings import Settings, explain, read
 
 console = Console()
 T = TypeVar("T")
@@ -80,6 +80,15 @@ def demo(output: Path) -> None:
     """Start a studio, make two samples from one prompt, show every event, save the audio, and stop."""
     settings = _settings(data=str(output / "data"), port=0)
     _run(lambda: _demo(settings, output))
+
+
+@main.command("settings")
+def show_settings() -> None:
+    """Show every setting, its meaning, and where its value comes from."""
+    table = Table(*(Column(title, overflow="fold") for title in ("setting", "value", "from", "meaning")))
+    for setting in _or_exit(lambda: explain(os.environ)):
+        table.add_row(setting.name, setting.value, setting.origin, setting.meaning)
+    console.print(table)
 
 
 @main.group()
@@ -152,7 +161,7 @@ async def _demo(settings: Settings, output: Path) -> None:
 
 
 def _settings(**options: Any) -> Settings:
-    return _or_exit(lambda: from_environment(os.environ, **options))
+    return _or_exit(lambda: read(os.environ, **options))
 
 
 def _run(task: Callable[[], Coroutine[Any, Any, None]]) -> None:

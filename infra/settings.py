@@ -1,8 +1,10 @@
-"""Every setting, from the environment; the command line overrides."""
+"""Every setting: from the command line, else the environment, else a TOML file, else its default."""
 
+import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -10,39 +12,147 @@ from msgspec import Meta, Struct
 from domain.errors import Fault, InvalidError
 
 PREFIX: Final = "TEXT2SONG_"
+FILE: Final = "text2song.toml"
+HIDDEN: Final = "********"
+
+Text = Annotated[str, Meta(min_length=1)]
+Device = Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,100}$")]
+Url = Annotated[str, Meta(pattern="^https?://.+$")]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """Each field is read from `TEXT2SONG_` and its name in capitals.
+    """Each field is read from `TEXT2SONG_` and its name in capitals, or from its name in the file."""
 
-    `model` is a name from `text2song models list` or the folder of a MusicGen checkpoint; `device` is cpu or cuda,
-    by default whichever is there; `lease_seconds` is how long a silent worker keeps its jobs.
-    """
-
-    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    data: Annotated[str, Meta(min_length=1)] = "text2song-data"
-    model: Annotated[str, Meta(min_length=1)] = "text2song/wiring-noise"
-    device: Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")] | None = None
-    lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 6.0
+    host: Annotated[Text, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    data: Annotated[Text, Meta(description="folder that keeps everything; a restart on it goes on where it was")] = (
+        "text2song-data"
+    )
+    model: Annotated[Text, Meta(description="a known model, or the folder of a MusicGen checkpoint")] = (
+        "text2song/wiring-noise"
+    )
+    device: Annotated[Device | None, Meta(description="cpu or cuda, by default what there is")] = None
+    lease_seconds: Annotated[float, Meta(ge=1, le=3600, description="how long a silent worker keeps its jobs")] = 6.0
+    log: Annotated[
+        str,
+        Meta(pattern="^(sqlite|kafka://.+)$", description="sqlite in the data folder, or kafka://host:port,host:port"),
+    ] = "sqlite"
+    store: Annotated[
+        str,
+        Meta(
+            pattern=r"^(sqlite|mongodb(\+srv)?://.+)$",
+            description="sqlite in the data folder, or mongodb://host:port/database",
+        ),
+    ] = "sqlite"
+    objects: Annotated[
+        str,
+        Meta(
+            pattern="^(files|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])$",
+            description="files in the data folder, or s3://bucket",
+        ),
+    ] = "files"
+    instance: Annotated[Name | None, Meta(description="name of this projection process, by default the host's")] = None
+    kafka_prefix: Annotated[
+        str, Meta(pattern="^[a-z0-9._-]{0,60}$", description="what the topics' names begin with")
+    ] = "text2song."
+    kafka_replication: Annotated[int, Meta(ge=1, le=9, description="replicas of topics that are created")] = 1
+    kafka_security: Annotated[
+        str,
+        Meta(
+            pattern="^(plaintext|ssl|sasl_plaintext|sasl_ssl)$",
+            description="plaintext, ssl, sasl_plaintext or sasl_ssl",
+        ),
+    ] = "plaintext"
+    kafka_mechanism: Annotated[
+        str, Meta(pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    ] = "PLAIN"
+    kafka_username: Annotated[Text | None, Meta(description="user of a SASL connection")] = None
+    kafka_password: Annotated[Text | None, Meta(description="password of a SASL connection")] = None
+    kafka_ca: Annotated[Text | None, Meta(description="file of certificates that TLS brokers are checked by")] = None
+    s3_endpoint: Annotated[Url | None, Meta(description="URL of an S3 server that is not Amazon's")] = None
+    s3_region: Annotated[Text, Meta(description="region of the bucket")] = "us-east-1"
+    s3_access_key: Annotated[Text | None, Meta(description="access key, by default as other S3 clients find it")] = None
+    s3_secret_key: Annotated[Text | None, Meta(description="its secret")] = None
 
     @property
     def folder(self) -> Path:
         return Path(self.data).expanduser()
 
 
-def from_environment(environment: Mapping[str, str], **overrides: object) -> Settings:
-    """Raises InvalidError naming the variable whose value does not fit; overrides that are None count as not given."""
-    read = {
-        name: environment[PREFIX + name.upper()]
-        for name in Settings.__struct_fields__
-        if PREFIX + name.upper() in environment
-    }
-    given = {name: value for name, value in overrides.items() if value is not None}
+class Setting(Struct, frozen=True):
+    """A value as it may be shown, and where it came from."""
+
+    name: str
+    value: str
+    meaning: str
+    origin: str
+
+
+def read(environment: Mapping[str, str], **overrides: object) -> Settings:
+    """Overrides that are None count as not given. Raises InvalidError naming what does not fit, and where it stands."""
+    values = _layers(environment, overrides)
     try:
-        return msgspec.convert({**read, **given}, Settings, strict=False)
+        return msgspec.convert({name: value for name, (value, _) in values.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
-        detail = f"{PREFIX}{name.upper()} is {read.get(name, given.get(name))!r}: {message}."
-        raise InvalidError([Fault(f"/{name}", detail)]) from None
+        value, origin = values[name]
+        shown = _shown(name, value) if isinstance(value, str) else value
+        raise InvalidError([Fault(f"/{name}", f"{_place(name, origin)} is {shown!r}: {message}.")]) from None
+
+
+def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting]:
+    """Every setting, in order. Raises as `read` does."""
+    settings, values = read(environment, **overrides), _layers(environment, overrides)
+    hints = get_type_hints(Settings, include_extras=True)
+    return [
+        Setting(
+            name=name,
+            value=_shown(name, str(value)) if (value := getattr(settings, name)) is not None else "",
+            meaning=next(meta.description for meta in hints[name].__metadata__ if meta.description),
+            origin=_place(name, values[name][1]) if name in values else "default",
+        )
+        for name in Settings.__struct_fields__
+    ]
+
+
+def _layers(environment: Mapping[str, str], overrides: Mapping[str, object]) -> dict[str, tuple[Any, str]]:
+    """What is given, each with its origin: the file, "environment" or "command line"."""
+    named = environment.get(f"{PREFIX}CONFIG")
+    path = Path(named or FILE).expanduser()
+    values = {name: (value, str(path)) for name, value in _file(path, must_exist=bool(named)).items()}
+    for name in Settings.__struct_fields__:
+        if (value := environment.get(PREFIX + name.upper())) is not None:
+            values[name] = (value, "environment")
+    return values | {name: (value, "command line") for name, value in overrides.items() if value is not None}
+
+
+def _file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    if not must_exist and not path.exists():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidError([Fault("", f"The settings file {path} cannot be read: {reason}.")]) from None
+    if unknown := sorted(set(values) - set(Settings.__struct_fields__)):
+        known = ", ".join(Settings.__struct_fields__)
+        raise InvalidError([Fault("", f"{path} sets {unknown[0]}, which is no setting; there are {known}.")])
+    return values
+
+
+def _place(name: str, origin: str) -> str:
+    match origin:
+        case "environment":
+            return PREFIX + name.upper()
+        case "command line":
+            return "--" + name.replace("_", "-")
+        case file:
+            return f"{name} in {file}"
+
+
+def _shown(name: str, value: str) -> str:
+    if name.endswith(("password", "secret_key")):
+        return HIDDEN
+    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", rf"\1:{HIDDEN}@", value)
