@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from domain.errors import Text2SongError
+from domain.errors import Text2SongError, UnavailableError
 from infra.settings import Settings, from_environment
 
 console = Console()
@@ -117,6 +117,32 @@ def pull(name: str) -> None:
 
     checkpoint = _or_exit(lambda: download(name))
     console.print(f"{checkpoint.model.id} is ready. Use it with TEXT2SONG_MODEL={name} text2song up")
+
+
+@main.group()
+def contract() -> None:
+    """What other programs may rely on."""
+
+
+@contract.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def export(folder: Path) -> None:
+    """Write the AsyncAPI document, JSON Schemas, transition tables and conformance vectors to FOLDER."""
+    from domain.contract import files
+
+    written = _or_exit(lambda: _write(folder, files()))
+    console.print(f"{written} files are in {folder}", soft_wrap=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> int:
+    try:
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise UnavailableError(f"The contract cannot be written to {folder}: {error.strerror}.") from None
+    return len(files)
 
 
 async def _up(settings: Settings) -> None:
