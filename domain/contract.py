@@ -49,7 +49,7 @@ An undecodable record is skipped: never stop there. The studio copies it to `{PR
 `x-transitions` of a channel is the table of its aggregate; one aggregate is all records of one key.
 
 1. Without a state yet, an event that no rule accepts leaves nothing behind.
-2. With one, a record at or below the state's offset was read before and changes nothing. A higher one becomes it.
+2. With one, a record at or below the state's offset was read before and changes nothing; a higher one becomes it.
 3. An unknown event ends here. So does one whose id is among the state's last `outcomes` verdicts: it was sent twice.
    The id is `ce_id`, or where that is missing `topic/partition/offset`, with the topic's name without `{PREFIX}`.
 4. Work out the conditions that the table describes. A rule accepts when each of its `when` has that value; where

@@ -52,7 +52,7 @@ def table(topic: str) -> Json:
 def _cases(topic: str, aggregate: Aggregate) -> Iterator[Case]:
     offsets = count()
     waiting = deque[Any]([None])
-    seen = {"{}"}
+    seen = {"[]"}
     while waiting:
         before = waiting.popleft()
         for event in aggregate.proposals:

@@ -1,7 +1,10 @@
 """What is published is what the domain does: checked with a reader that knows nothing but the published files."""
 
 import json
+import re
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,13 @@ def test_every_topic_is_a_channel_and_every_aggregate_kept_for_good_has_a_table(
     assert {name for name, channel in channels.items() if "x-transitions" in channel} == AGGREGATES.keys()
     assert AGGREGATES.keys() == {topic.name for topic in TOPICS.values() if topic.retention_seconds is None}
     assert {name for channel in channels.values() for name in channel["messages"]} == {*EVENTS, "DeadLetter"}
+
+
+def test_every_reference_in_the_document_leads_somewhere() -> None:
+    references = re.findall(r'"\$ref":\s*"#/([^"]+)"', (PUBLISHED / "asyncapi.json").read_text())
+    assert references
+    for reference in references:
+        reduce(getitem, reference.split("/"), READER.document)
 
 
 @pytest.mark.parametrize(
