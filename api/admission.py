@@ -17,7 +17,7 @@ async def admit(request: Request[Any, Any, Any]) -> None:
 
     Nothing is answered before the views have caught up with the log after a start: what exists would seem not to.
     """
-    if request.url.path.startswith(("/health", "/schema")):
+    if request.url.path.startswith(("/health", "/schema", "/asyncapi.json")):
         return
     media_type = request.content_type[0]
     # A page of another site can make a browser post text here unasked, but JSON it cannot.

@@ -7,7 +7,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from msgspec import Struct
 
-from api import audio, events, health, jobs, models, prompts
+from api import asyncapi, audio, events, health, jobs, models, prompts
 from api.admission import admit
 from api.problems import MAX_BODY, answer
 from api.services import Injected, Services
@@ -28,6 +28,7 @@ ROUTES: Final = (
     audio.get_waveform,
     audio.stream_audio,
     models.list_models,
+    asyncapi.get_asyncapi,
     health.live,
     health.ready,
 )
@@ -40,6 +41,7 @@ class Index(Struct, frozen=True, kw_only=True):
     notice: str | None
     documentation: str = "/schema"
     openapi: str = "/schema/openapi.json"
+    asyncapi: str = "/asyncapi.json"
 
 
 @get("/", operation_id="getIndex", tags=["health"])

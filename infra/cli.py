@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from domain.errors import Text2SongError
+from domain.errors import Text2SongError, UnavailableError
 from infra.settings import Settings, explain, read
 
 console = Console()
@@ -190,6 +190,32 @@ def servers_status(data: Path) -> None:
     console.print(table)
     console.print(f"Data and logs are in {there.folder}", soft_wrap=True)
     sys.exit(0 if all(server.healthy for server in found) else 1)
+
+
+@main.group()
+def contract() -> None:
+    """What other programs may rely on."""
+
+
+@contract.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def export(folder: Path) -> None:
+    """Write the AsyncAPI document, JSON Schemas, transition tables and conformance vectors to FOLDER."""
+    from domain.contract import files
+
+    written = _or_exit(lambda: _write(folder, files()))
+    console.print(f"{written} files are in {folder}", soft_wrap=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> int:
+    try:
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise UnavailableError(f"The contract cannot be written to {folder}: {error.strerror}.") from None
+    return len(files)
 
 
 async def _up(settings: Settings) -> None:

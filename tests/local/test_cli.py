@@ -132,7 +132,28 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
     assert "noise" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull")])
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_contract_export_writes_the_committed_files_byte_for_byte(tmp_path: Path, seed: str) -> None:
+    done = text2song("contract", "export", "out/there", cwd=tmp_path, PYTHONHASHSEED=seed)
+    assert done.returncode == 0, done.stderr
+    written = {path.relative_to(tmp_path / "out/there"): path for path in (tmp_path / "out/there").rglob("*.json")}
+    assert f"{len(written)} files are in out/there" in done.stdout
+    committed = Path(__file__).parents[1] / "golden" / "contract"
+    assert {name: path.read_bytes() for name, path in written.items()} == {
+        path.relative_to(committed): path.read_bytes() for path in committed.rglob("*.json")
+    }
+
+
+def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
+    done = text2song("contract", "export", "/dev/null/here", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "text2song: The contract cannot be written to /dev/null/here: Not a directory.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull"), ("contract",), ("contract", "export")],
+)
 def test_every_command_explains_itself(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = text2song(*arguments, "--help", cwd=tmp_path)
     assert done.returncode == 0

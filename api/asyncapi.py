@@ -1,0 +1,11 @@
+from typing import Any
+
+from litestar import get
+
+from domain import contract
+
+
+@get("/asyncapi.json", operation_id="getAsyncApi", tags=["contract"], sync_to_thread=True)
+def get_asyncapi() -> dict[str, Any]:
+    """The topics and their events for other programs, as AsyncAPI 3.0, with what makes a state of them."""
+    return contract.asyncapi()
