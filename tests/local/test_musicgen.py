@@ -16,7 +16,7 @@ from domain.models import NOISE
 from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint, resolve
-from workers.engines.musicgen import MusicgenEngine, draw, gumbel, keep
+from workers.engines.musicgen.engine import MusicgenEngine, draw, gumbel, keep
 
 CPU = torch.device("cpu")
 PROMPT = "slow dub techno with a warm bass"

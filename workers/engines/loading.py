@@ -18,7 +18,7 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     # The parent imports this module to name the function, and must not wait for these.
     import torch  # noqa: PLC0415
 
-    from workers.engines.musicgen import MusicgenEngine  # noqa: PLC0415
+    from workers.engines.musicgen.engine import MusicgenEngine  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The built-in model is so small that its threads would only wait for each other.
