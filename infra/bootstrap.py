@@ -19,10 +19,14 @@ from domain.errors import UnavailableError
 from domain.events import timestamp
 from domain.journal import Journal
 from domain.models import Registry
+from domain.ports import EventLog, ReadStore
 from infra.file_objects import FileObjects
+from infra.kafka import KafkaAccess
+from infra.kafka_log import KafkaLog
 from infra.settings import Settings
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
+from projections.faust_app import FaustHost
 from projections.local import LocalHost
 from projections.project import VIEWS
 from workers.engine_process import EngineProcess
@@ -94,6 +98,28 @@ async def open_studio(settings: Settings) -> AsyncIterator[Studio]:
             engine=engine,
             worker=GenerationWorker(journal, store, objects, engine, checkpoint.model.id, lease=settings.lease_seconds),
         )
+
+
+def projection_host(settings: Settings) -> FaustHost:
+    """The views' host of a cluster, not yet connected to anything."""
+    access = KafkaAccess(servers=settings.log.removeprefix("kafka://"))
+
+    @contextlib.asynccontextmanager
+    async def adapters() -> AsyncIterator[tuple[EventLog, ReadStore]]:
+        async with contextlib.AsyncExitStack() as stack:
+            log = await KafkaLog.open(access, prefix=settings.topic_prefix)
+            stack.push_async_callback(log.close)
+            store = await SqliteStore.open(settings.folder / "views.db", VIEWS)
+            stack.push_async_callback(store.close)
+            yield log, store
+
+    return FaustHost(
+        access.servers,
+        adapters,
+        instance=settings.instance,
+        prefix=settings.topic_prefix,
+        credentials=access.faust_credentials(),
+    )
 
 
 class _Server(uvicorn.Server):

@@ -16,7 +16,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Each field is read from `TEXT2SONG_` and its name in capitals.
 
     `model` is a name from `text2song models list` or the folder of a MusicGen checkpoint; `device` is cpu or cuda,
-    by default whichever is there; `lease_seconds` is how long a silent worker keeps its jobs.
+    by default whichever is there; `lease_seconds` is how long a silent worker keeps its jobs. `log` is kafka://host:port,
+    several with commas between; `topic_prefix` begins the name of each topic there. `instance` tells processes of one
+    role apart, and stays the same when one starts again.
     """
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
@@ -25,6 +27,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1)] = "text2song/wiring-noise"
     device: Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")] | None = None
     lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 6.0
+    log: Annotated[str, Meta(pattern="^kafka://.+")] = "kafka://127.0.0.1:9092"
+    topic_prefix: Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]*$")] = "text2song."
+    instance: Annotated[str, Meta(min_length=1)] = "1"
 
     @property
     def folder(self) -> Path:
