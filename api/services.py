@@ -1,7 +1,6 @@
 """What the routes are given: the ports, and the two views of the log that every API process keeps for itself."""
 
-from collections.abc import Iterable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from litestar.di import NamedDependency
 from msgspec import Struct
@@ -10,18 +9,8 @@ from api.feed import Feed
 from api.renditions import Renditions
 from domain.journal import Journal
 from domain.models import Registry
-from domain.ports import ObjectStore, Position, ReadStore
-
-
-class Views(Protocol):
-    async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
-        """Whether the read store has folded all the positions within that time."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether the read store has folded all that was on the log when this process started."""
-
-    async def caught_up(self, seconds: float) -> bool: ...
+from domain.ports import ObjectStore, ReadStore
+from projections.folded import Folded
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -29,7 +18,7 @@ class Services(Struct, frozen=True, kw_only=True):
     store: ReadStore
     objects: ObjectStore
     registry: Registry
-    views: Views
+    views: Folded
     feed: Feed
     renditions: Renditions
 

@@ -2,16 +2,22 @@
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 TopicPartition: TypeAlias = tuple[str, int]
 
+# The key of records that mean nothing and move a compacted topic on; no text encodes to it.
+TICK: Final = b"\xff"
+
 
 class Topic(Struct, frozen=True):
-    """`retention_seconds` None keeps records forever; `compacted` lets a tombstone erase its key's records."""
+    """`retention_seconds` None keeps records forever.
+
+    `compacted` lets a tombstone erase its key's records; a later value of the key may do so too.
+    """
 
     name: str
     partitions: int = 1
@@ -59,6 +65,17 @@ class Record(Struct, frozen=True):
     key: str
     value: bytes | None
     headers: Mapping[str, str]
+
+    @classmethod
+    def from_bytes(
+        cls, position: Position, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
+    ) -> Self:
+        """As Kafka holds it. Bytes that are no UTF-8 are escaped: strangers wrote them, and no event has them."""
+        return cls(position, _text(key), value, {name: _text(content) for name, content in headers})
+
+
+def _text(content: bytes | None) -> str:
+    return (content or b"").decode(errors="backslashreplace")
 
 
 class EventLog(Protocol):

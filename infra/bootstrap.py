@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import uvicorn
-from msgspec import Struct
 from uuid_utils import uuid7
 
 from api.app import create_app
@@ -17,83 +19,219 @@ from api.renditions import Renditions
 from api.services import Services
 from domain.errors import UnavailableError
 from domain.events import timestamp
-from domain.journal import Journal
-from domain.models import Registry
+from domain.journal import Journal, until_done
+from domain.models import KNOWN, Model, Registry
+from domain.ports import EventLog, ObjectStore, ReadStore
 from infra.file_objects import FileObjects
+from infra.kafka import KafkaAccess
+from infra.kafka_log import KafkaLog
+from infra.mongo_store import MongoStore
+from infra.s3_objects import Bucket, S3Objects
 from infra.settings import Settings
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
+from projections import faust_app
+from projections.faust_app import FaustHost
+from projections.folded import Folded
 from projections.local import LocalHost
 from projections.project import VIEWS
+from projections.watermarks import Watermarks
 from workers.engine_process import EngineProcess
-from workers.engines.checkpoints import resolve
+from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.loading import load
 from workers.generation import GenerationWorker
 
+A = TypeVar("A", EventLog, ReadStore, ObjectStore)
+
 PATIENCE_SECONDS: Final = 5.0
-
-
-class Studio(Struct, frozen=True, kw_only=True):
-    """Everything of one local process, opened but not yet running."""
-
-    services: Services
-    host: LocalHost
-    engine: EngineProcess
-    worker: GenerationWorker
-
-    async def follow(self) -> None:
-        """Keeps the views and the feed up with the log until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.host.run())
-            tasks.create_task(self.services.feed.run())
-
-    async def generate(self) -> None:
-        """Until cancelled. Raises EngineError when the model cannot be loaded."""
-        await self.engine.start()
-        await self.worker.run()
-
-    async def started(self) -> None:
-        """Nothing can be missed any more, and the views are up to date unless that takes long."""
-        await self.services.feed.started.wait()
-        await self.host.caught_up(PATIENCE_SECONDS)
+DATABASE: Final = "text2song"
 
 
 @contextlib.asynccontextmanager
-async def open_studio(settings: Settings) -> AsyncIterator[Studio]:
-    """Raises EngineError for a model that is not there, UnavailableError for a folder that cannot be used."""
-    checkpoint = resolve(settings.model)
-    folder = settings.folder
+async def adapters(settings: Settings) -> AsyncIterator[tuple[EventLog, ReadStore, ObjectStore]]:
+    """Waits for servers that do not answer yet. Raises UnavailableError for a folder that cannot be used."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield (
+            await _opened(stack, _log(settings)),
+            await _opened(stack, _store(settings)),
+            await _opened(stack, _objects(settings)),
+        )
+
+
+async def _opened(stack: contextlib.AsyncExitStack, opening: Awaitable[A]) -> A:
+    adapter = await opening
+    stack.push_async_callback(adapter.close)
+    return adapter
+
+
+async def _log(settings: Settings) -> EventLog:
+    if settings.log == "sqlite":
+        return await SqliteLog.open(_folder(settings) / "events.db")
+    opening = partial(KafkaLog.open, kafka(settings), prefix=settings.kafka_prefix, replicas=settings.kafka_replication)
+    return await until_done(opening, "The event log")
+
+
+async def _store(settings: Settings) -> ReadStore:
+    if settings.store == "sqlite":
+        return await SqliteStore.open(_folder(settings) / "views.db", VIEWS)
+    return await until_done(partial(MongoStore.open, *mongo(settings), VIEWS), "The read store")
+
+
+async def _objects(settings: Settings) -> ObjectStore:
+    if settings.objects == "files":
+        return await FileObjects.open(_folder(settings) / "objects")
+    return await until_done(partial(S3Objects.open, _bucket(settings)), "The object store")
+
+
+def _folder(settings: Settings) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        settings.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnavailableError(
-            f"The data folder {folder} cannot be made: {error.strerror}. Choose another with --data."
+            f"The data folder {settings.folder} cannot be made: {error.strerror}. Choose another with --data."
         ) from None
-    async with contextlib.AsyncExitStack() as stack:
-        log = await SqliteLog.open(folder / "events.db")
-        stack.push_async_callback(log.close)
-        store = await SqliteStore.open(folder / "views.db", VIEWS)
-        stack.push_async_callback(store.close)
-        objects = await FileObjects.open(folder / "objects")
-        stack.push_async_callback(objects.close)
-        engine = EngineProcess(load, checkpoint, settings.device)
-        stack.push_async_callback(engine.stop)
-        journal = Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
-        host = LocalHost(log, store)
-        yield Studio(
-            services=Services(
-                journal=journal,
-                store=store,
-                objects=objects,
-                registry=Registry(checkpoint.model),
-                views=host,
-                feed=Feed(journal),
-                renditions=Renditions(objects),
-            ),
-            host=host,
-            engine=engine,
-            worker=GenerationWorker(journal, store, objects, engine, checkpoint.model.id, lease=settings.lease_seconds),
+    return settings.folder
+
+
+def kafka(settings: Settings) -> KafkaAccess:
+    return KafkaAccess(
+        servers=settings.log.removeprefix("kafka://"),
+        security_protocol=settings.kafka_security,
+        sasl_mechanism=settings.kafka_mechanism,
+        username=settings.kafka_username,
+        password=settings.kafka_password,
+        cafile=settings.kafka_ca,
+    )
+
+
+def mongo(settings: Settings) -> tuple[str, str]:
+    """The URI and the database that its path names."""
+    return settings.store, urlsplit(settings.store).path.strip("/") or DATABASE
+
+
+def _bucket(settings: Settings) -> Bucket:
+    return Bucket(
+        endpoint=settings.s3_endpoint,
+        name=settings.objects.removeprefix("s3://"),
+        region=settings.s3_region,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """A whole studio in this process, behind its URL; leaving stops it cleanly.
+
+    Raises EngineError for a model that is not there, UnavailableError for a folder or an address that cannot be used,
+    and from the body's end an ExceptionGroup when a part of the studio fails.
+    """
+    checkpoint = resolve(settings.model)
+    async with adapters(settings) as (log, store, objects):
+        services = _services(log, store, objects, checkpoint.model, LocalHost(log, store))
+        async with _answering(settings, services, partial(_generate, settings, checkpoint, log, store, objects)) as url:
+            yield url
+
+
+@contextlib.asynccontextmanager
+async def answering(settings: Settings) -> AsyncIterator[str]:
+    """The API alone, behind its URL: other processes fold the views and generate. Raises as `serving` does."""
+    model = next((model for model in KNOWN if model.id == settings.model), None) or resolve(settings.model).model
+    async with adapters(settings) as (log, store, objects):
+        services = _services(log, store, objects, model, Watermarks(log, store))
+        async with _answering(settings, services) as url:
+            yield url
+
+
+async def generate(settings: Settings) -> None:
+    """A worker, until cancelled. Raises EngineError for a model that cannot be loaded."""
+    checkpoint = resolve(settings.model)
+    async with adapters(settings) as (log, store, objects):
+        await _generate(settings, checkpoint, log, store, objects)
+
+
+async def fold(settings: Settings) -> None:
+    """A host of the views, until cancelled: Faust's for a log on Kafka, which processes share."""
+    if settings.log != "sqlite":
+        await faust_app.run(projection_host(settings))
+        return
+    async with adapters(settings) as (log, store, _):
+        await LocalHost(log, store).run()
+
+
+def projection_host(settings: Settings) -> FaustHost:
+    """The views' host of a cluster, not yet connected to anything."""
+
+    @contextlib.asynccontextmanager
+    async def log_and_store() -> AsyncIterator[tuple[EventLog, ReadStore]]:
+        async with contextlib.AsyncExitStack() as stack:
+            yield await _opened(stack, _log(settings)), await _opened(stack, _store(settings))
+
+    access = kafka(settings)
+    return FaustHost(
+        access.servers,
+        log_and_store,
+        instance=settings.instance or socket.gethostname(),
+        prefix=settings.kafka_prefix,
+        credentials=access.faust_credentials(),
+    )
+
+
+def _services(log: EventLog, store: ReadStore, objects: ObjectStore, model: Model, views: Folded) -> Services:
+    journal = _journal(log)
+    return Services(
+        journal=journal,
+        store=store,
+        objects=objects,
+        registry=Registry(model),
+        views=views,
+        feed=Feed(journal),
+        renditions=Renditions(objects),
+    )
+
+
+def _journal(log: EventLog) -> Journal:
+    return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+
+
+async def _generate(
+    settings: Settings, checkpoint: Checkpoint, log: EventLog, store: ReadStore, objects: ObjectStore
+) -> None:
+    engine = EngineProcess(load, checkpoint, settings.device)
+    try:
+        await engine.start()
+        worker = GenerationWorker(
+            _journal(log), store, objects, engine, checkpoint.model.id, lease=settings.lease_seconds
         )
+        await worker.run()
+    finally:
+        await engine.stop()
+
+
+@contextlib.asynccontextmanager
+async def _answering(
+    settings: Settings, services: Services, *beside: Callable[[], Coroutine[None, None, None]]
+) -> AsyncIterator[str]:
+    """The API behind its URL, and what runs beside it."""
+    listener = listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        create_app(services), lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=3
+    )
+    server = _Server(config)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(part()) for part in (services.views.run, services.feed.run, *beside)]
+        await services.feed.started.wait()
+        await services.views.caught_up(PATIENCE_SECONDS)
+        answered = tasks.create_task(server.serve(sockets=[listener]))
+        try:
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            yield f"http://{host}:{listener.getsockname()[1]}"
+        finally:
+            services.feed.close()
+            server.should_exit = True
+            await asyncio.wait({answered})
+            for task in running:
+                task.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -102,37 +240,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-@contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """A running studio behind its URL; leaving stops it cleanly.
-
-    Raises as open_studio does, and from the body's end an ExceptionGroup when a part of the studio fails.
-    """
-    async with open_studio(settings) as studio:
-        listener = listen(settings.host, settings.port)
-        config = uvicorn.Config(
-            create_app(studio.services),
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=3,
-        )
-        server = _Server(config)
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(studio.follow()), tasks.create_task(studio.generate())]
-            await studio.started()
-            answering = tasks.create_task(server.serve(sockets=[listener]))
-            try:
-                host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                yield f"http://{host}:{listener.getsockname()[1]}"
-            finally:
-                studio.services.feed.close()
-                server.should_exit = True
-                await asyncio.wait({answering})
-                for task in running:
-                    task.cancel()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,9 +7,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.table import Column, Table
 
 from domain.errors import Text2SongError, UnavailableError
 from infra.settings import Settings, explain, read
+
+NAME: Final = f"Text2Song Studio {version('text2song-studio')}"
 
 console = Console()
 T = TypeVar("T")
@@ -41,6 +44,36 @@ def up(**options: Any) -> None:
     """Serve the studio until stopped. A restart on the same data folder goes on where it was."""
     settings = _settings(**options)
     _run(lambda: _up(settings))
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.  [default: 8000]")
+def api(**options: Any) -> None:
+    """Serve the API alone: `text2song project` folds its views, `text2song work` generates."""
+    settings = _settings(**options)
+    _run(lambda: _api(settings))
+
+
+@main.command()
+@click.option("--instance", help="Name of this process, kept when it starts again.  [default: the host's name]")
+def project(**options: Any) -> None:
+    """Fold the views. With a log on Kafka, as many processes as there are partitions share the work."""
+    from infra.bootstrap import fold
+
+    settings = _settings(**options)
+    _run(lambda: _role(fold(settings), f"Folding {_places(settings)}; Ctrl-C stops it."))
+
+
+@main.command()
+@click.option("--model", help="Model to load: a known name, or the folder of a MusicGen checkpoint.")
+@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
+def work(**options: Any) -> None:
+    """Generate: claim queued jobs and carry them out, with any number of workers beside."""
+    from infra.bootstrap import generate
+
+    settings = _settings(**options)
+    _run(lambda: _role(generate(settings), f"Generating with {settings.model}; Ctrl-C stops it."))
 
 
 @main.command()
@@ -221,17 +254,64 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> int:
 async def _up(settings: Settings) -> None:
     from infra.bootstrap import serving
 
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with serving(settings) as url:
-        name = f"Text2Song Studio {version('text2song-studio')}"
-        console.print(f"{name} listens on [bold]{url}[/bold]; Ctrl-C stops it.", soft_wrap=True)
-        console.print(f"Model {settings.model}; everything is kept in {settings.folder.resolve()}", soft_wrap=True)
-        await stopped.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-        console.print("Stopping … (Ctrl-C again stops at once)")
+    with _signals() as stopped:
+        async with serving(settings) as url:
+            _say(f"{NAME} listens on [bold]{url}[/bold]; Ctrl-C stops it.")
+            _say(f"Model {settings.model}; everything is kept in {_places(settings)}")
+            await stopped.wait()
+            _say("Stopping … (Ctrl-C again stops at once)")
+
+
+async def _api(settings: Settings) -> None:
+    from infra.bootstrap import answering
+
+    with _signals() as stopped:
+        async with answering(settings) as url:
+            _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
+            await stopped.wait()
+
+
+async def _role(work: Coroutine[Any, Any, None], announcement: str) -> None:
+    """Runs until a signal comes, or the work fails."""
+    with _signals() as stopped:
+        _say(announcement)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(work)
+            waiting = tasks.create_task(stopped.wait())
+            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            running.cancel()
+            waiting.cancel()
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set by the first signal that asks to stop; the second stops at once."""
+    loop, stopped, numbers = asyncio.get_running_loop(), asyncio.Event(), (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        stopped.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _places(settings: Settings) -> str:
+    """Where the log, the store and the objects are, without passwords."""
+    shown = {setting.name: setting.value for setting in explain(os.environ)}
+    away = [shown[name] for name in ("log", "store", "objects") if "://" in getattr(settings, name)]
+    here = [str(settings.folder.resolve())] if len(away) < 3 else []
+    return ", ".join(away + here)
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, soft_wrap=True)
 
 
 async def _demo(settings: Settings, output: Path) -> None:

@@ -15,6 +15,7 @@ from infra.file_objects import FileObjects
 from infra.sqlite import Readers
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
+from tests.contract.kafka import KafkaLogHarness
 
 PATIENCE: Final = 30.0
 
@@ -102,7 +103,7 @@ class FileObjectsHarness:
     async def close(self) -> None: ...
 
 
-LOGS: Final[dict[str, Callable[[Path], LogHarness]]] = {"sqlite": SqliteLogHarness}
+LOGS: Final[dict[str, Callable[[Path], LogHarness]]] = {"sqlite": SqliteLogHarness, "kafka": KafkaLogHarness}
 STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness}
 OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness}
 

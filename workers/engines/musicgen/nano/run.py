@@ -35,7 +35,7 @@ class Run:
                 part.load_state_dict(state[name])
 
     def __iter__(self) -> Iterator[int]:
-        """The steps still to do, each seeding torch, so that a resumed run draws the same batches; saves between them."""
+        """The steps still to do, saving between them; each seeds torch, so that a resumed run draws the same."""
         saved = time.monotonic()
         while self.step < self.steps:
             torch.manual_seed(self.step)

@@ -1,0 +1,223 @@
+"""The projections' host of a cluster: Faust says which partitions are this process's, and brings their records.
+
+From where a partition is folded, the read store's watermark says and not Faust's commits, which run ahead of the store
+whenever an agent is interrupted or the store is replaced.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, Final, TypeAlias, cast
+
+import faust
+from faust.types import TP, StreamT
+from faust.types.auth import CredentialsT
+
+from domain.errors import Text2SongError, UnavailableError
+from domain.journal import until_done
+from domain.ports import TICK, EventLog, Position, ReadStore, Record, TopicPartition
+from projections.project import FOLDS, project
+
+Adapters: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[EventLog, ReadStore]]]
+
+WHO: Final = "The views' host"
+BATCH: Final = 500
+WITHIN_SECONDS: Final = 0.02
+WATCHES: Final = 6
+
+log: Final = logging.getLogger(__name__)
+
+
+class FaustHost(faust.App):
+    """Processes share the partitions; each has its own `instance`, which it keeps when it starts again.
+
+    `servers` are Kafka's, as host:port with commas between. `adapters` opens the log and the store, and may be called
+    again while it raises UnavailableError. A process whose views stay behind the log for `stall_seconds`, though log
+    and store answer, ends with status 70 for a supervisor to start it again; so does one that meets a bug or an event
+    of a newer version, in front of which it stops without acknowledging.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        adapters: Adapters,
+        *,
+        instance: str,
+        prefix: str = "text2song.",
+        credentials: CredentialsT | None = None,
+        stall_seconds: float = 60.0,
+    ) -> None:
+        group = f"{prefix}projections"
+        super().__init__(
+            group,
+            broker=f"kafka://{servers.replace(',', ';')}",
+            broker_credentials=credentials,
+            consumer_group_instance_id=f"{group}-{instance}",
+            store="memory://",
+            autodiscover=False,
+            key_serializer="raw",
+            value_serializer="raw",
+            processing_guarantee="at_least_once",
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            table_standby_replicas=0,
+            consumer_auto_offset_reset="earliest",
+            stream_wait_empty=True,
+            stream_buffer_maxsize=1024,
+            broker_max_poll_records=BATCH,
+            broker_commit_interval=1.0,
+            broker_session_timeout=45,
+            broker_heartbeat_interval=3,
+            broker_rebalance_timeout=60,
+            broker_request_timeout=90,
+            web_enabled=False,
+            worker_redirect_stdouts=False,
+        )
+        self._adapters = adapters
+        self._prefix = prefix
+        self._stall_seconds = stall_seconds
+        self._events: EventLog
+        self._views: ReadStore
+        for topic in FOLDS:
+            self.agent(self.topic(prefix + topic, allow_empty=True), name=topic)(self._agent(topic))
+        self.task(self._watch)
+        self.on_partitions_assigned.connect(self._assigned)
+
+    async def on_first_start(self) -> None:
+        """Faust's own would make folders for tables, of which there are none."""
+
+    async def on_start(self) -> None:
+        self._events, self._views = await until_done(lambda: self.add_async_context(self._adapters()), WHO)
+        await super().on_start()
+
+    def _agent(self, topic: str) -> Callable[[StreamT[Any]], Awaitable[None]]:
+        async def agent(stream: StreamT[Any]) -> None:
+            async for events in cast("faust.Stream[bytes]", stream).take_events(BATCH, within=WITHIN_SECONDS):
+                messages: list[Any] = [event.message for event in events]
+                records = [
+                    Record.from_bytes(Position(topic, at.partition, at.offset), at.key, at.value, at.headers)
+                    for at in messages
+                    if at.key != TICK
+                ]
+                await _or_die(self._fold(records))
+
+        return agent
+
+    async def _fold(self, records: Sequence[Record]) -> None:
+        """What the store has not folded yet of the records, and before it what Faust has passed over."""
+        if not records:
+            return
+        folded = await self._folded()
+        for partition, first in _starts(records).items():
+            await self._fold_between(partition, folded.get(partition, 0), first)
+        await self._project([r for r in records if r.position.offset >= folded.get(_partition(r), 0)])
+
+    async def _fold_between(self, partition: TopicPartition, start: int, end: int) -> None:
+        while start < end:
+            page = await until_done(partial(self._events.read, *partition, start), WHO)
+            if not (page := [record for record in page if record.position.offset < end]):
+                return
+            await self._project(page)
+            start = page[-1].position.offset + 1
+
+    async def _project(self, records: Sequence[Record]) -> None:
+        if records:
+            await until_done(partial(project, self._events, self._views, records), WHO)
+
+    async def _folded(self) -> dict[TopicPartition, int]:
+        return await until_done(self._views.watermarks, WHO)
+
+    async def _assigned(self, *arguments: Any, **_: object) -> None:
+        """Folds what may never be delivered: Faust goes on behind the last acknowledged record, folded or not."""
+        assigned: set[TP] = arguments[-1]
+        for topic, number in assigned:
+            self.add_future(_or_die(self._catch_up((topic.removeprefix(self._prefix), number))))
+
+    async def _catch_up(self, partition: TopicPartition) -> None:
+        topic, number = partition
+        ends = await until_done(partial(self._events.ends, topic), WHO)
+        await self._fold_between(partition, (await self._folded()).get(partition, 0), ends[number])
+
+    async def _watch(self) -> None:
+        await _or_die(self._notice_stalls())
+
+    async def _notice_stalls(self) -> None:
+        stuck: dict[TopicPartition, tuple[int, float]] = {}
+        while True:
+            await self.sleep(self._stall_seconds / WATCHES)
+            try:
+                behind = await self._behind()
+            except UnavailableError:
+                behind = {}
+            now = time.monotonic()
+            stuck = {
+                partition: stuck[partition] if stuck.get(partition, (None,))[0] == start else (start, now)
+                for partition, start in behind.items()
+            }
+            for (topic, number), (start, since) in stuck.items():
+                if now - since > self._stall_seconds:
+                    raise StalledError(
+                        f"Partition {number} of {topic!r} has waited at offset {start} for {now - since:.0f} s, though "
+                        "the log and the read store answer."
+                    )
+
+    async def _behind(self) -> dict[TopicPartition, int]:
+        """Where folding goes on, for each partition of this process that holds more."""
+        folded = await self._views.watermarks()
+        mine = {(topic.removeprefix(self._prefix), number) for topic, number in self.consumer.assignment()}
+        starts = {partition: folded.get(partition, 0) for partition in mine}
+        return {at: start for at, start in starts.items() if await self._events.read(*at, start, limit=1)}
+
+
+async def run(host: FaustHost) -> None:
+    """Until cancelled, or until Faust gives up. Raises what it gave up for."""
+    try:
+        await host.start()
+        await host.wait_until_stopped()
+    finally:
+        await host.stop()
+    if host.crash_reason is not None:
+        raise host.crash_reason
+
+
+class StalledError(Text2SongError):
+    """The views stay behind the log, and nothing that can be named holds them back."""
+
+
+async def _or_die(work: Awaitable[None]) -> None:
+    """An error that left an agent would acknowledge its whole batch, so the process ends with it."""
+    try:
+        await work
+    except Text2SongError as error:
+        log.critical("%s stops and acknowledges nothing: %s", WHO, error)
+    except Exception:
+        log.critical("%s stops and acknowledges nothing", WHO, exc_info=True)
+    else:
+        return
+    logging.shutdown()
+    os._exit(os.EX_SOFTWARE)
+
+
+def _starts(records: Iterable[Record]) -> dict[TopicPartition, int]:
+    starts: dict[TopicPartition, int] = {}
+    for record in records:
+        starts.setdefault(_partition(record), record.position.offset)
+    return starts
+
+
+def _partition(record: Record) -> TopicPartition:
+    return record.position.topic, record.position.partition
+
+
+def __getattr__(name: str) -> FaustHost:
+    """`app`, made of the settings: plain `faust -A projections.faust_app worker` has nobody to hand it one."""
+    if name != "app":
+        raise AttributeError(name)
+    from infra.bootstrap import projection_host  # noqa: PLC0415
+    from infra.settings import read  # noqa: PLC0415
+
+    host: FaustHost = globals().setdefault(name, projection_host(read(os.environ)))
+    return host

@@ -1,0 +1,57 @@
+"""How far the views have been folded, for those who wait for it."""
+
+import asyncio
+from collections.abc import Iterable
+
+from domain.journal import Frontier, until_done
+from domain.ports import EventLog, Position, ReadStore, TopicPartition
+from projections.project import FOLDS
+
+
+class Folded:
+    """`wanted` is set while anyone waits."""
+
+    def __init__(self, log: EventLog, store: ReadStore) -> None:
+        self._log = log
+        self._store = store
+        self._goal: dict[TopicPartition, int] | None = None
+        self._frontier = Frontier()
+        self._waiting = 0
+        self.wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Moves on with the log until cancelled."""
+        raise NotImplementedError
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that was on the log at the start has been folded: before, what exists may seem not to."""
+        return self._goal is not None and all(self._frontier.next.get(key, 0) >= end for key, end in self._goal.items())
+
+    async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
+        """Whether the views have folded all the positions within that time."""
+        self._waiting += 1
+        self.wanted.set()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._frontier.reached(positions)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.wanted.clear()
+        return True
+
+    async def caught_up(self, seconds: float) -> bool:
+        """Whether everything that is on the log now has been folded within that time."""
+        ends = await self._ends()
+        return await self.wait((Position(*partition, end - 1) for partition, end in ends.items()), seconds)
+
+    async def _look(self) -> dict[TopicPartition, int]:
+        """Sets the goal, the log's ends."""
+        self._goal = await until_done(self._ends, "The views")
+        return self._goal
+
+    async def _ends(self) -> dict[TopicPartition, int]:
+        return {(topic, number): end for topic in FOLDS for number, end in (await self._log.ends(topic)).items()}

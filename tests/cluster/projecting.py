@@ -1,0 +1,85 @@
+"""One process of the projections, as the tests start and kill it: `python -m tests.cluster.projecting '{…}'`."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from domain.errors import UnavailableError
+from domain.ports import Document, EventLog, ReadStore, TopicPartition, View
+from infra.kafka import KafkaAccess
+from infra.kafka_log import KafkaLog
+from infra.sqlite_store import SqliteStore
+from projections.faust_app import FaustHost, run
+from projections.project import VIEWS
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """`failures` is the share of calls on the store that fail; `fault` is what happens at every save."""
+
+    servers: str
+    prefix: str
+    views: str
+    instance: str = "w1"
+    failures: float = 0.0
+    fault: Literal["bug", "hang"] | None = None
+    stall_seconds: float = 60.0
+
+
+class FailingStore(SqliteStore):
+    part: Part
+    dice = Random()
+
+    async def get(self, view: View[Any], ids: Sequence[str]) -> dict[str, Any]:
+        self._fail()
+        return await super().get(view, ids)
+
+    async def save(
+        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+    ) -> None:
+        if self.part.fault == "bug":
+            raise TypeError("a bug")
+        if self.part.fault == "hang":
+            await asyncio.Event().wait()
+        self._fail()
+        await super().save(documents, watermarks)
+        self._fail()
+
+    def _fail(self) -> None:
+        if self.dice.random() < self.part.failures:
+            raise UnavailableError("The store failed on purpose.")
+
+
+def host(part: Part) -> FaustHost:
+    @contextlib.asynccontextmanager
+    async def adapters() -> AsyncIterator[tuple[EventLog, ReadStore]]:
+        log = await KafkaLog.open(KafkaAccess(servers=part.servers), prefix=part.prefix)
+        store = await FailingStore.open(Path(part.views), VIEWS)
+        store.part = part
+        yield log, store
+        await store.close()
+        await log.close()
+
+    return FaustHost(
+        part.servers,
+        adapters,
+        instance=part.instance,
+        prefix=part.prefix,
+        stall_seconds=part.stall_seconds,
+    )
+
+
+async def main(part: Part) -> None:
+    await run(host(part))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Part)))
