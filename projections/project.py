@@ -23,6 +23,7 @@ async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) ->
     Raises UnavailableError or UncertainError where trying again helps, and UnknownVersionError, after which nobody may
     read on.
     """
+    store = store.pinned()
     batch = [decode(record) for record in records]
     if dead := [
         (record, recorded.event.error)

@@ -15,6 +15,7 @@ from infra.file_objects import FileObjects
 from infra.sqlite import Readers
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
+from tests.contract.mongo import MongoStoreHarness
 
 PATIENCE: Final = 30.0
 
@@ -103,7 +104,7 @@ class FileObjectsHarness:
 
 
 LOGS: Final[dict[str, Callable[[Path], LogHarness]]] = {"sqlite": SqliteLogHarness}
-STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness}
+STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness, "mongo": MongoStoreHarness}
 OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness}
 
 

@@ -1,0 +1,71 @@
+"""A TCP connection that can be cut: between an adapter and its server, for tests of outages."""
+
+import asyncio
+from contextlib import suppress
+from typing import Self
+
+
+class Proxy:
+    """Hands bytes on in both directions. `down` refuses whoever comes; `limit` cuts after so many bytes sent."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.down = False
+        self.limit: int | None = None
+        self._target = (host, port)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    @classmethod
+    async def to(cls, address: str) -> Self:
+        """`address` is host:port."""
+        host, _, port = address.rpartition(":")
+        self = cls(host, int(port))
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        return self
+
+    @property
+    def address(self) -> str:
+        assert self._server is not None
+        return "127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        await self._server.wait_closed()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self.down:
+                return
+            there_reader, there_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            return
+        finally:
+            if self.down:
+                writer.transport.abort()
+        pair = {writer, there_writer}
+        self._writers |= pair
+        try:
+            await asyncio.gather(self._pipe(reader, there_writer, counted=True), self._pipe(there_reader, writer))
+        finally:
+            self._writers -= pair
+            for each in pair:
+                each.transport.abort()
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if counted and self.limit is not None:
+                    self.limit -= len(data)
+                    if self.limit < 0:
+                        self.down = True
+                        self.cut()
+                        return
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
