@@ -184,6 +184,17 @@ class RebuildableStore(ReadStore, Protocol):
         """Removes views that are neither live nor being rebuilt, once nobody can be reading them."""
 
 
+def check_key(key: str) -> list[str]:
+    """The segments of an object's key. Raises ValueError for what is none, in any store."""
+    if len(key.encode()) > 1024 or "\0" in key or "\\" in key:
+        raise ValueError(f"{key!r} is no object key: at most 1024 bytes, without NUL and backslash.")
+    segments = key.split("/")
+    for segment in segments:
+        if segment in {"", ".", ".."} or len(segment.encode()) > 255:
+            raise ValueError(f"{key!r} is no object key: {segment!r} cannot be a part of one.")
+    return segments
+
+
 class ObjectInfo(Struct, frozen=True):
     """`etag` changes whenever the bytes do."""
 

@@ -16,6 +16,7 @@ from infra.sqlite import Readers
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from tests.contract.mongo import MongoStoreHarness
+from tests.contract.s3 import S3ObjectsHarness
 
 PATIENCE: Final = 30.0
 
@@ -105,7 +106,7 @@ class FileObjectsHarness:
 
 LOGS: Final[dict[str, Callable[[Path], LogHarness]]] = {"sqlite": SqliteLogHarness}
 STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness, "mongo": MongoStoreHarness}
-OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness}
+OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness, "s3": S3ObjectsHarness}
 
 
 @pytest.fixture(params=LOGS)
