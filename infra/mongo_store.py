@@ -26,7 +26,7 @@ T = TypeVar("T")
 # To be raised when a view's `fields` or a fold changes: the views must then be rebuilt.
 SCHEMA: Final = 1
 SELECTION_SECONDS: Final = 5.0
-TIMEOUT_SECONDS: Final = 20.0
+TIMEOUT_SECONDS: Final = 10.0
 SCAN: Final = 500
 LIVE: Final = "live"
 REBUILT: Final = "rebuilt"
@@ -39,6 +39,7 @@ UPSERT_TRIES: Final = 10
 NEWEST_FIRST: Final = [("created_at", -1), ("_id", -1)]
 DUPLICATE_KEY: Final = 11000
 REFUSED_LOGIN: Final = {13, 18}
+TOO_LARGE: Final = {10334, 17419, 17420}
 
 
 class Alias(Struct, frozen=True, kw_only=True):
@@ -117,17 +118,8 @@ class MongoStore:
         return {row["_id"]: self._document(view, row) for row in rows}
 
     async def find(self, view: View[D], query: Query) -> list[D]:
-        matching = self._matching(view, query)
-        if query.after is not None:
-            created_at, id_ = query.after
-            matching["$or"] = [{"created_at": {"$lt": created_at}}, {"created_at": created_at, "_id": {"$lt": id_}}]
-            # The bound follows from the other terms, and lets the index start there.
-            bounds = matching.setdefault("created_at", {})
-            bounds["$lte"] = min(created_at, bounds.get("$lte", created_at))
-        rows = await self._list(
-            view, matching, sort=NEWEST_FIRST, skip=query.offset, limit=query.limit, batch_size=query.limit
-        )
-        return [self._document(view, row) for row in rows]
+        matching, options = self._listing(view, query)
+        return [self._document(view, row) for row in await self._list(view, matching, **options)]
 
     async def count(self, view: View[D], query: Query) -> int:
         matching = self._matching(view, query)
@@ -299,6 +291,8 @@ class MongoStore:
         if found is None:
             raise UnavailableError(f"The database at {self._address} was emptied while in use. Start again.")
         alias = msgspec.convert(found, Alias)
+        if self._name == REBUILT and self._pinned and alias.generation != self._pinned.generation:
+            raise self._switched()
         if self._name == LIVE and not self._outdated and (differing := self._differing(alias)):
             raise UnavailableError(
                 f"The views at {self._address} have other definitions than this version's ({', '.join(differing)}). "
@@ -324,6 +318,11 @@ class MongoStore:
             return ConflictError("Another rebuild has begun since, and this one gave way to it.")
         return UnavailableError(f"The views at {self._address} are being switched to rebuilt ones.")
 
+    def _too_large(self, reason: str) -> TooLargeError:
+        return TooLargeError(
+            f"MongoDB at {self._address} takes no document over 16 MiB and no number over 64 bits ({reason})."
+        )
+
     def _view(self, name: str) -> View[Any]:
         try:
             return self._views[name]
@@ -331,7 +330,8 @@ class MongoStore:
             raise ValueError(f"The read store was opened without a view {name!r}.") from None
 
     def _collection(self, alias: Alias, view: View[Any]) -> Any:
-        return self._database[_versioned(view.name, alias.versions[view.name])]
+        # Version 0 was never made: a view that is new in this version is empty until it is rebuilt.
+        return self._database[_versioned(view.name, alias.versions.get(view.name, 0))]
 
     def _document(self, view: View[D], row: Mapping[str, Any]) -> D:
         document: D = self._decode[view.name](row["body"])
@@ -347,6 +347,17 @@ class MongoStore:
             matching["created_at"] = given
         return matching
 
+    def _listing(self, view: View[Any], query: Query) -> tuple[dict[str, Any], dict[str, Any]]:
+        matching = self._matching(view, query)
+        if query.after is not None:
+            created_at, id_ = query.after
+            matching["$or"] = [{"created_at": {"$lt": created_at}}, {"created_at": created_at, "_id": {"$lt": id_}}]
+            # The bound follows from the other terms, and lets the index start there.
+            bounds = matching.setdefault("created_at", {})
+            bounds["$lte"] = min(created_at, bounds.get("$lte", created_at))
+        options = {"sort": NEWEST_FIRST, "skip": query.offset, "limit": query.limit, "batch_size": query.limit}
+        return matching, options
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         """Every refusal in a sentence, without the documents and the password that the driver's own text may hold."""
@@ -355,21 +366,25 @@ class MongoStore:
         except (errors.ConfigurationError, errors.InvalidURI) as error:
             raise ValueError(f"The MongoDB address {self._address} cannot be used: {error}.") from None
         except (errors.DocumentTooLarge, OverflowError) as error:
-            raise TooLargeError(f"MongoDB at {self._address} takes no such document: {error}.") from None
+            raise self._too_large(type(error).__name__) from None
         except errors.BulkWriteError as error:
             refused = [*error.details["writeErrors"], *error.details["writeConcernErrors"]]
             codes = sorted({each["code"] for each in refused})
+            if TOO_LARGE & set(codes):
+                raise self._too_large(f"codes {codes}") from None
             raise UnavailableError(
                 f"MongoDB at {self._address} refused {len(refused)} writes, codes {codes}. Repeating it is safe."
             ) from None
         except errors.OperationFailure as error:
+            name = f"{(error.details or {}).get('codeName', 'an error')}, code {error.code}"
+            if error.code in TOO_LARGE:
+                raise self._too_large(name) from None
             if error.code in REFUSED_LOGIN:
-                reason = "does not accept this user and password, or denies them this database. Check its address"
-            else:
-                reason = (
-                    f"refused with {(error.details or {}).get('codeName', 'an error')} (code {error.code}). Try again"
-                )
-            raise UnavailableError(f"MongoDB at {self._address} {reason}.") from None
+                raise UnavailableError(
+                    f"MongoDB at {self._address} refuses this user and password, or denies them the database ({name}). "
+                    "Check both, and the user's rights."
+                ) from None
+            raise UnavailableError(f"MongoDB at {self._address} refused ({name}). Try again.") from None
         except errors.InvalidOperation:
             raise UnavailableError(f"The read store at {self._address} is closed.") from None
         except errors.PyMongoError as error:

@@ -13,6 +13,7 @@ class Proxy:
         self.limit: int | None = None
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._running: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     @classmethod
@@ -20,7 +21,7 @@ class Proxy:
         """`address` is host:port."""
         host, _, port = address.rpartition(":")
         self = cls(host, int(port))
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
 
     @property
@@ -34,28 +35,28 @@ class Proxy:
 
     async def close(self) -> None:
         assert self._server is not None
+        self.down = True
         self._server.close()
         self.cut()
-        await self._server.wait_closed()
+        await asyncio.gather(*self._running)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        task = asyncio.create_task(self._connect(reader, writer))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if self.down:
-                return
+        pair = {writer}
+        with suppress(OSError):
             there_reader, there_writer = await asyncio.open_connection(*self._target)
-        except OSError:
-            return
-        finally:
-            if self.down:
-                writer.transport.abort()
-        pair = {writer, there_writer}
-        self._writers |= pair
-        try:
-            await asyncio.gather(self._pipe(reader, there_writer, counted=True), self._pipe(there_reader, writer))
-        finally:
-            self._writers -= pair
-            for each in pair:
-                each.transport.abort()
+            pair.add(there_writer)
+            self._writers.add(there_writer)
+            if not self.down:
+                await asyncio.gather(self._pipe(reader, there_writer, counted=True), self._pipe(there_reader, writer))
+        for each in pair:
+            each.transport.abort()
+        self._writers -= pair
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False) -> None:
         with suppress(OSError):

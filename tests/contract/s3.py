@@ -1,4 +1,4 @@
-"""An S3 server as the object store's contract meets it: a bucket of its own for each test, over connections to be cut."""
+"""An S3 server as the object store's contract meets it: a bucket for each test, over connections to be cut."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
