@@ -171,7 +171,45 @@ class ReadStore(Protocol):
     def scan(self, view: View[D]) -> AsyncIterator[D]:
         """Every document, hidden ones too, by id."""
 
+    def pinned(self) -> Self:
+        """The store for one batch: its `save` is refused when the views have been switched since its first read."""
+
     async def close(self) -> None: ...
+
+
+class RebuildableStore(ReadStore, Protocol):
+    """A read store whose views can be replaced while they are read and written."""
+
+    async def begin_rebuild(self, views: Sequence[View[Any]]) -> Self:
+        """Empty views beside the live ones, with watermarks of their own; it shares this store's connection.
+
+        Only the newest rebuild goes on: an earlier one, dead or alive, loses its views, and its next call raises
+        ConflictError.
+        """
+
+    async def hold(self) -> None:
+        """For the next seconds no save of the live views begins: it raises UnavailableError, or waits."""
+
+    async def switch(self, rebuilt: Self, watermarks: Mapping[TopicPartition, int]) -> bool:
+        """Makes the rebuilt views and their watermarks the live ones, at once.
+
+        False, and nothing is done, when the live watermarks are no longer these. Whatever was saved under them must be
+        in the rebuilt views.
+        """
+
+    async def drop_unused(self) -> None:
+        """Removes views that are neither live nor being rebuilt, once nobody can be reading them."""
+
+
+def check_key(key: str) -> list[str]:
+    """The segments of an object's key. Raises ValueError for what is none, in any store."""
+    if len(key.encode()) > 1024 or "\0" in key or "\\" in key:
+        raise ValueError(f"{key!r} is no object key: at most 1024 bytes, without NUL and backslash.")
+    segments = key.split("/")
+    for segment in segments:
+        if segment in {"", ".", ".."} or len(segment.encode()) > 255:
+            raise ValueError(f"{key!r} is no object key: {segment!r} cannot be a part of one.")
+    return segments
 
 
 class ObjectInfo(Struct, frozen=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from domain.errors import NotFoundError, UnavailableError
-from domain.ports import ObjectInfo
+from domain.ports import ObjectInfo, check_key
 
 CHUNK: Final = 64 * 1024
 TEMPORARY: Final = ".put-"
@@ -51,11 +51,9 @@ class FileObjects:
         pass
 
     def _path(self, key: str) -> Path:
-        if len(key.encode()) > 1024 or "\0" in key or "\\" in key:
-            raise ValueError(f"{key!r} is no object key: at most 1024 bytes, without NUL and backslash.")
         path = self._root
-        for segment in key.split("/"):
-            if segment in {"", ".", ".."} or segment.startswith(TEMPORARY) or len(segment.encode()) > 255:
+        for segment in check_key(key):
+            if segment.startswith(TEMPORARY):
                 raise ValueError(f"{key!r} is no object key: {segment!r} cannot be a part of one.")
             path /= segment
             if path.is_symlink():

@@ -96,6 +96,9 @@ class SqliteStore:
                 yield table.decode(body)
             last = rows[-1][0]
 
+    def pinned(self) -> Self:
+        return self
+
     async def close(self) -> None:
         self._closed = True
         await asyncio.to_thread(self._writer.shutdown)

@@ -1,6 +1,6 @@
 """Batch in, views out: the same for every host."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from domain.errors import TooLargeError
@@ -12,9 +12,10 @@ from projections import jobs, prompts
 from projections.audio import AUDIO
 from projections.jobs import STATS
 
-VIEWS: Final[tuple[View[Any], ...]] = (PROMPTS, JOBS, AUDIO, STATS)
-MAX_ERROR: Final = 500
 FOLDS: Final = {"prompts": prompts.fold, "jobs": jobs.fold}
+FOLDED_FROM: Final[Mapping[str, tuple[View[Any], ...]]] = {"prompts": (PROMPTS,), "jobs": (JOBS, AUDIO, STATS)}
+VIEWS: Final = tuple(view for views in FOLDED_FROM.values() for view in views)
+MAX_ERROR: Final = 500
 
 
 async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) -> None:
@@ -23,6 +24,7 @@ async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) ->
     Raises UnavailableError or UncertainError where trying again helps, and UnknownVersionError, after which nobody may
     read on.
     """
+    store = store.pinned()
     batch = [decode(record) for record in records]
     if dead := [
         (record, recorded.event.error)

@@ -16,6 +16,8 @@ from infra.sqlite import Readers
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from tests.contract.kafka import KafkaLogHarness
+from tests.contract.mongo import MongoStoreHarness
+from tests.contract.s3 import S3ObjectsHarness
 
 PATIENCE: Final = 30.0
 
@@ -104,8 +106,8 @@ class FileObjectsHarness:
 
 
 LOGS: Final[dict[str, Callable[[Path], LogHarness]]] = {"sqlite": SqliteLogHarness, "kafka": KafkaLogHarness}
-STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness}
-OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness}
+STORES: Final[dict[str, Callable[[Path], StoreHarness]]] = {"sqlite": SqliteStoreHarness, "mongo": MongoStoreHarness}
+OBJECTS: Final[dict[str, Callable[[Path], ObjectsHarness]]] = {"files": FileObjectsHarness, "s3": S3ObjectsHarness}
 
 
 @pytest.fixture(params=LOGS)

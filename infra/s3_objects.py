@@ -1,0 +1,220 @@
+"""Objects in an S3 bucket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+from msgspec import Struct
+
+from domain.errors import NotFoundError, UnavailableError
+from domain.ports import ObjectInfo, check_key
+
+CHUNK: Final = 64 * 1024
+PART: Final = 8 * 1024 * 1024
+DELETED_AT_ONCE: Final = 1000
+STALE: Final = timedelta(hours=1)
+MISSING: Final = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}
+
+
+class Bucket(Struct, frozen=True, kw_only=True):
+    """`endpoint` is the server's URL; its path style is used, so that any S3 server will do."""
+
+    endpoint: str
+    name: str
+    region: str
+    access_key: str
+    secret_key: str
+
+
+class S3Objects:
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+
+    @classmethod
+    async def open(cls, bucket: Bucket) -> Self:
+        """Makes the bucket where there is none, and clears away uploads that were begun over an hour ago.
+
+        Raises UnavailableError when the server cannot be reached or refuses the keys.
+        """
+        self = cls(bucket)
+        try:
+            await self._prepare()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def put(self, key: str, data: bytes) -> ObjectInfo:
+        check_key(key)
+        with self._refusals(key):
+            put = self._put_parts if len(data) > PART else self._put_whole
+            return ObjectInfo(key, len(data), _etag(await put(key, data)))
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        check_key(key)
+        with self._refusals(key):
+            try:
+                found = await self._client.head_object(Bucket=self._bucket.name, Key=key)
+            except ClientError as error:
+                if _code(error) in MISSING:
+                    return None
+                raise
+        return ObjectInfo(key, found["ContentLength"], _etag(found))
+
+    async def read(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        check_key(key)
+        if start < 0 or (length is not None and length < 0):
+            raise ValueError(f"Bytes {start}+{length} of {key!r} cannot be read: neither may be negative.")
+        if length == 0:
+            if await self.stat(key) is None:
+                raise NotFoundError("object", key)
+            return
+        ends = "" if length is None else start + length - 1
+        with self._refusals(key):
+            try:
+                found = await self._client.get_object(Bucket=self._bucket.name, Key=key, Range=f"bytes={start}-{ends}")
+            except ClientError as error:
+                if _code(error) in MISSING:
+                    raise NotFoundError("object", key) from None
+                if _code(error) in {"416", "InvalidRange"}:
+                    return
+                raise
+            async with found["Body"] as body:
+                async for chunk in body.iter_chunks(CHUNK):
+                    yield chunk
+
+    async def list(self, prefix: str) -> list[ObjectInfo]:
+        itself = await self.stat(prefix) if prefix else None
+        found = await self._below(f"{prefix}/" if prefix else "")
+        return sorted([*found, *([itself] if itself else [])], key=lambda info: info.key)
+
+    async def delete(self, prefix: str) -> int:
+        check_key(prefix)
+        keys = [info.key for info in await self.list(prefix)]
+        with self._refusals(prefix):
+            for first in range(0, len(keys), DELETED_AT_ONCE):
+                page = [{"Key": key} for key in keys[first : first + DELETED_AT_ONCE]]
+                answer = await self._client.delete_objects(
+                    Bucket=self._bucket.name, Delete={"Objects": page, "Quiet": True}
+                )
+                if refused := answer.get("Errors"):
+                    raise ClientError({"Error": refused[0]}, "DeleteObjects")
+        return len(keys)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def _prepare(self) -> None:
+        bucket = self._bucket
+        with self._refusals(bucket.name):
+            self._client = await self._stack.enter_async_context(
+                get_session().create_client(
+                    "s3",
+                    endpoint_url=bucket.endpoint,
+                    region_name=bucket.region,
+                    aws_access_key_id=bucket.access_key,
+                    aws_secret_access_key=bucket.secret_key,
+                    config=AioConfig(
+                        connect_timeout=3,
+                        read_timeout=20,
+                        max_pool_connections=32,
+                        retries={"mode": "standard", "max_attempts": 4},
+                        signature_version="s3v4",
+                        s3={"addressing_style": "path"},
+                        request_checksum_calculation="when_required",
+                        response_checksum_validation="when_required",
+                    ),
+                )
+            )
+            try:
+                await self._client.head_bucket(Bucket=bucket.name)
+            except ClientError as error:
+                if _code(error) not in MISSING:
+                    raise
+                await self._create()
+            await self._sweep()
+
+    async def _create(self) -> None:
+        # The oldest region is the one that may not be named.
+        placed = {"CreateBucketConfiguration": {"LocationConstraint": self._bucket.region}}
+        try:
+            await self._client.create_bucket(
+                Bucket=self._bucket.name, **({} if self._bucket.region == "us-east-1" else placed)
+            )
+        except ClientError as error:
+            if _code(error) != "BucketAlreadyOwnedByYou":
+                raise
+
+    async def _sweep(self) -> None:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket.name)
+        async for page in pages:
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"] < datetime.now(UTC) - STALE:
+                    await self._abort(upload["Key"], upload["UploadId"])
+
+    async def _below(self, prefix: str) -> Sequence[ObjectInfo]:
+        with self._refusals(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket.name, Prefix=prefix)
+            listed = [each async for page in pages for each in page.get("Contents", ())]
+        return [ObjectInfo(each["Key"], each["Size"], _etag(each)) for each in listed]
+
+    async def _put_whole(self, key: str, data: bytes) -> Any:
+        return await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data)
+
+    async def _put_parts(self, key: str, data: bytes) -> Any:
+        place = {"Bucket": self._bucket.name, "Key": key}
+        upload = (await self._client.create_multipart_upload(**place))["UploadId"]
+        try:
+            parts = []
+            for number, first in enumerate(range(0, len(data), PART), 1):
+                part = await self._client.upload_part(
+                    **place, UploadId=upload, PartNumber=number, Body=data[first : first + PART]
+                )
+                parts.append({"PartNumber": number, "ETag": part["ETag"]})
+            return await self._client.complete_multipart_upload(
+                **place, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except BaseException:
+            await asyncio.shield(self._abort(key, upload))
+            raise
+
+    async def _abort(self, key: str, upload: str) -> None:
+        # What cannot be aborted now is swept once it is old.
+        with suppress(BotoCoreError, ClientError, aiohttp.ClientError, TimeoutError):
+            await self._client.abort_multipart_upload(Bucket=self._bucket.name, Key=key, UploadId=upload)
+
+    @contextmanager
+    def _refusals(self, key: str) -> Iterator[None]:
+        where = f"S3 at {self._bucket.endpoint}"
+        try:
+            yield
+        except ClientError as error:
+            code = _code(error)
+            if code in BOTH:
+                raise ValueError(f"{key!r} would make one name both an object and a folder of objects.") from None
+            if code in DENIED:
+                raise UnavailableError(
+                    f"{where} refuses the access key {self._bucket.access_key!r} with its secret, or denies it the "
+                    f"bucket {self._bucket.name!r} ({code}). Check both, and the rights."
+                ) from None
+            raise UnavailableError(f"{where} refused {key!r}: {error}. Try again.") from None
+        except (BotoCoreError, aiohttp.ClientError, TimeoutError) as error:
+            raise UnavailableError(f"{where} does not answer: {error}. See that it runs; try again.") from None
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response["Error"].get("Code", ""))
+
+
+def _etag(answer: Any) -> str:
+    return str(answer["ETag"]).strip('"')
