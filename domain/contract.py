@@ -165,7 +165,10 @@ def _channel(topic: Topic) -> Json:
 
 def _kept(topic: Topic) -> str:
     if topic.compacted:
-        return "Compacted: a tombstone erases all records of its key, and a later record may erase an earlier one."
+        return (
+            "Compacted: a tombstone erases all records of its key, and a later record may erase an earlier one. "
+            "Records whose key is the byte FF only move the topic on; pass over them."
+        )
     if topic.retention_seconds is None:
         return "Kept forever."
     return f"Kept for {topic.retention_seconds / 3600:g} h: no state follows from these records."
