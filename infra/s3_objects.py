@@ -25,13 +25,16 @@ BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsA
 
 
 class Bucket(Struct, frozen=True, kw_only=True):
-    """`endpoint` is the server's URL; its path style is used, so that any S3 server will do."""
+    """`endpoint` is the server's URL, None for Amazon's own; keys that are None are found as S3 clients find them.
 
-    endpoint: str
+    Path style is used, so that any S3 server will do.
+    """
+
     name: str
     region: str
-    access_key: str
-    secret_key: str
+    endpoint: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
 
 
 class S3Objects:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from domain.errors import UnavailableError
 from infra.servers.loopback import Servers
 
-__all__ = ["Servers", "servers"]
+__all__ = ["Servers", "do_without", "servers", "start"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,17 +22,28 @@ ROOT = Path(__file__).parents[1]
 def servers() -> Servers:
     """Skips the test when there are none to be had; where CI is set, that is a failure."""
     started = _started()
-    if isinstance(started, Servers):
-        return started
+    if isinstance(started, str):
+        do_without(started)
+    return started
+
+
+def start(folder: Path) -> Servers:
+    """A set of one's own. Raises UnavailableError."""
+    if os.environ.get("TEXT2SONG_TEST_SERVERS") == "skip":
+        raise UnavailableError("TEXT2SONG_TEST_SERVERS is skip, so nothing is tested on them.")
+    found = Servers(folder)
+    found.up()
+    return found
+
+
+def do_without(reason: str) -> NoReturn:
     if os.environ.get("CI"):
-        pytest.fail(started)
-    pytest.skip(started)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @functools.cache
 def _started() -> Servers | str:
-    if os.environ.get("TEXT2SONG_TEST_SERVERS") == "skip":
-        return "TEXT2SONG_TEST_SERVERS=skip: nothing is tested on real servers"
     folder = tempfile.mkdtemp(prefix="text2song-servers-")
     # Its standard input closes when this process ends, however it ends, and then the servers go too.
     guard = subprocess.Popen(
@@ -42,9 +54,7 @@ def _started() -> Servers | str:
         start_new_session=True,
     )
     atexit.register(guard.communicate)
-    found = Servers(Path(folder))
     try:
-        found.up()
+        return start(Path(folder))
     except UnavailableError as error:
-        return f"The real servers cannot be had: {error}"
-    return found
+        return f"There are no real servers: {error}"

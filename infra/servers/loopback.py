@@ -31,7 +31,6 @@ NAMES: Final[tuple[Name, ...]] = ("kafka", "mongo", "s3")
 PORTS: Final = range(20_000, 32_768)
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0
-LOG_TAIL_BYTES: Final = 20_000
 
 
 class State(Struct, kw_only=True):
@@ -127,6 +126,7 @@ class Servers:
     def _start(self, names: Sequence[Name], state: State) -> list[Name]:
         stopped = [name for name in names if not _runs(name, state)]
         programs = self._install(stopped, state)
+        printed = {name: log.stat().st_size if (log := self._log(name)).exists() else 0 for name in names}
         for name in stopped:
             server = _server(name, self.folder, state)
             for port in state.ports[name]:
@@ -139,7 +139,7 @@ class Servers:
             state.processes[name] = process
             self._write(state)
         for name in names:
-            self._await_health(name, state)
+            self._await_health(name, state, printed[name])
         return stopped
 
     def _install(self, names: Sequence[Name], state: State) -> dict[Name, Path]:
@@ -154,12 +154,13 @@ class Servers:
             raise UnavailableError("\n".join(faults))
         return programs
 
-    def _await_health(self, name: Name, state: State) -> None:
+    def _await_health(self, name: Name, state: State, printed: int) -> None:
+        """`printed` is how long the log was before the start."""
         server, log = _server(name, self.folder, state), self._log(name)
         end = time.monotonic() + START_SECONDS
         while not server.answers():
             if not _runs(name, state):
-                output = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+                output = log.read_bytes()[printed:].decode(errors="replace")
                 raise UnavailableError(f"{server.title} ended while it started: {complaint(output)} (from {log})")
             if time.monotonic() > end:
                 self._end(name, state, (signal.SIGKILL,))

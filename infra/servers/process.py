@@ -12,7 +12,10 @@ from typing import Final, Self
 from msgspec import Struct
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-COMPLAINT: Final = re.compile(r'\b(ERROR|FATAL)\b|error while|exception|"s":"[EF]"', re.IGNORECASE)
+COMPLAINTS: Final = (
+    re.compile(r"^[\w.]+(Exception|Error): "),
+    re.compile(r'\berror\b|\bfatal\b|"s":"[EF]"', re.IGNORECASE),
+)
 
 
 class Process(Struct, frozen=True):
@@ -72,7 +75,8 @@ class Process(Struct, frozen=True):
 def complaint(output: str) -> str:
     """The line of a program's output that most likely says what went wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if COMPLAINT.search(line)), lines[-1] if lines else "it printed nothing")
+    telling = (line for pattern in COMPLAINTS for line in lines if pattern.search(line))
+    return next(telling, lines[-1] if lines else "it printed nothing")
 
 
 def _birth(pid: int) -> str | None:

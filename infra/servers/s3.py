@@ -8,7 +8,6 @@ import httpx
 from msgspec import Struct
 
 from infra.servers import installation, versions
-from infra.servers.addresses import BUCKET
 from infra.servers.installation import Announce
 
 ACCESS_KEY: Final = "text2song"
@@ -30,12 +29,11 @@ class S3(Struct, frozen=True):
         return installation.versitygw(announce)
 
     def command(self, program: Path) -> list[str]:
-        data, accounts = self.folder / "data", self.folder / "accounts"
-        accounts.mkdir(exist_ok=True)
-        (data / BUCKET).mkdir(parents=True, exist_ok=True)  # a folder here is a bucket
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
         return [
             *(str(program), "--port", f"127.0.0.1:{self.port}", "--region", REGION, "--health", HEALTH),
-            *("--keep-alive", "--quiet", "--iam-dir", str(accounts), "posix", str(data)),
+            *("--keep-alive", "--quiet", "posix", str(data)),
         ]
 
     def environment(self) -> dict[str, str]:

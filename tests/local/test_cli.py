@@ -152,7 +152,13 @@ def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull"), ("contract",), ("contract", "export")],
+    [
+        (),
+        *((name,) for name in ("up", "api", "project", "work", "generate", "demo", "settings")),
+        *(("models", name) for name in ("list", "pull")),
+        *(("servers", name) for name in ("up", "down", "status")),
+        ("contract", "export"),
+    ],
 )
 def test_every_command_explains_itself(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = text2song(*arguments, "--help", cwd=tmp_path)
