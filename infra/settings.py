@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -58,14 +58,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "text2song."
     kafka_replication: Annotated[int, Meta(ge=1, le=9, description="replicas of topics that are created")] = 1
     kafka_security: Annotated[
-        str,
-        Meta(
-            pattern="^(plaintext|ssl|sasl_plaintext|sasl_ssl)$",
-            description="plaintext, ssl, sasl_plaintext or sasl_ssl",
-        ),
-    ] = "plaintext"
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Meta(description="how connections are secured")
+    ] = "PLAINTEXT"
     kafka_mechanism: Annotated[
-        str, Meta(pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Meta(description="how a SASL connection is authenticated")
     ] = "PLAIN"
     kafka_username: Annotated[Text | None, Meta(description="user of a SASL connection")] = None
     kafka_password: Annotated[Text | None, Meta(description="password of a SASL connection")] = None

@@ -13,7 +13,7 @@ from tests.servers import servers
 
 class S3ObjectsHarness:
     def __init__(self, _folder: Path) -> None:
-        addresses = servers().addresses
+        self.addresses = addresses = servers().addresses
         self.bucket = Bucket(
             endpoint=addresses.s3_endpoint,
             name=f"test-{uuid4().hex}",
@@ -27,7 +27,7 @@ class S3ObjectsHarness:
         return await S3Objects.open(self.bucket)
 
     async def open_through_proxy(self) -> S3Objects:
-        self.proxy = await Proxy.to(urlsplit(self.bucket.endpoint).netloc)
+        self.proxy = await Proxy.to(urlsplit(self.addresses.s3_endpoint).netloc)
         return await S3Objects.open(replace(self.bucket, endpoint=f"http://{self.proxy.address}"))
 
     async def close(self) -> None:

@@ -184,7 +184,7 @@ def chroma(audio: torch.Tensor) -> torch.Tensor:
     heard = (frequency > 80) & (frequency < 4000)
     classes = (69 + 12 * torch.log2(frequency[heard] / 440)).round().long() % 12
     folded = torch.zeros(len(audio), 12, energy.shape[2]).index_add_(1, classes, energy[:, heard])
-    return folded / (folded.norm(dim=1, keepdim=True) + 1e-6)
+    return functional.normalize(folded, dim=1)
 
 
 def songs(first: int, count: int) -> torch.Tensor:

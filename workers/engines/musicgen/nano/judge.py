@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from msgspec import Struct
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -23,6 +24,8 @@ CLIPS: Final = 2_400
 EPOCHS: Final = 12
 BATCH: Final = 32
 TOLERANCE: Final = 0.05
+# An echo after a beat is heard again after two and four, and often after a half.
+MULTIPLES: Final = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0), (0.5, 0.5))
 MODES: Final = ("major", "minor")
 
 
@@ -43,7 +46,7 @@ def tempo(audio: Signal) -> float:
     echo = echo / (len(envelope) - np.arange(len(envelope)))
     candidates = np.arange(SLOWEST - 2, FASTEST + 2.25, 0.25)
     beats = RATE / HOP * 60 / candidates
-    score = sum(weight * _at(echo, beats * multiple) for multiple, weight in ((1, 1.0), (2, 1.0), (4, 1.0), (0.5, 0.5)))
+    score = np.sum([weight * _at(echo, beats * multiple) for multiple, weight in MULTIPLES], axis=0)
     return float(candidates[np.argmax(score)])
 
 
@@ -55,8 +58,8 @@ def onsets(audio: Signal) -> Signal:
     return np.asarray(smooth - smooth.mean(), np.float32)
 
 
-def _at(echo: Signal, lags: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.interp(lags, np.arange(len(echo)), echo)
+def _at(echo: NDArray[np.floating[Any]], lags: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.asarray(np.interp(lags, np.arange(len(echo)), echo))
 
 
 _EDGES: Final = 40 * (7600 / 40) ** (np.arange(BANDS + 1) / BANDS)
@@ -118,9 +121,9 @@ class Judge(nn.Module):
         for _ in range(steps):
             chosen = torch.randint(CLIPS, (BATCH,))
             scores = judge(_worn(levels[chosen]), chroma[chosen] + 0.02 * torch.rand(BATCH, 2, 12))
-            loss = sum(functional.cross_entropy(score, wanted[chosen, part]) for part, score in enumerate(scores))
+            losses = [functional.cross_entropy(score, wanted[chosen, part]) for part, score in enumerate(scores)]
             optimiser.zero_grad()
-            loss.backward()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         torch.save(judge.state_dict(), path)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
+from transformers import EncodecModel, MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import BOOKS, CODES, encode
@@ -50,7 +50,6 @@ def config(vocabulary: int) -> MusicgenConfig:
             max_position_embeddings=round(SECONDS * 50) + BOOKS - 1,
             pad_token_id=CODES,
             bos_token_id=CODES,
-            decoder_start_token_id=CODES,
             dropout=0.0,
         ),
     )
@@ -85,7 +84,7 @@ def prepare(folder: Path, weights: Path, clips: int) -> torch.Tensor:
 def _prepare(chunk: tuple[Path, Path, int]) -> None:
     path, weights, first = chunk
     torch.set_num_threads(1)
-    network: Any = codec.EncodecModel(codec.config())
+    network: Any = EncodecModel(codec.config())
     network.load_state_dict(load_file(weights))
     quantiser = codec.Quantiser()
     quantiser.books.copy_(torch.stack([layer.codebook.embed for layer in network.quantizer.layers]))
