@@ -40,6 +40,10 @@ class State(Struct, kw_only=True):
     s3_secret_key: str
     processes: dict[Name, Process] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if [len(self.ports.get(name, ())) for name in NAMES] != [2, 1, 1]:
+            raise ValueError("it does not name every port")
+
     @classmethod
     def new(cls) -> Self:
         kafka, controller, mongo, gateway = islice(_free_ports(), 4)
@@ -135,8 +139,11 @@ class Servers:
                         f"Port {port} of {server.title} is taken by another process. Stop that first."
                     )
             server.folder.mkdir(exist_ok=True)
-            process = Process.spawn(server.command(programs[name]), server.environment(), self._log(name))
-            state.processes[name] = process
+            command = server.command(programs[name])
+            try:
+                state.processes[name] = Process.spawn(command, server.environment(), self._log(name))
+            except OSError as error:
+                raise UnavailableError(f"{server.title} cannot be run: {error.strerror}: {command[0]}.") from None
             self._write(state)
         for name in names:
             self._await_health(name, state, printed[name])
@@ -190,8 +197,10 @@ class Servers:
     def _read(self) -> State:
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=State)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UnavailableError(f"No servers were started in {self.folder}.") from None
+        except OSError as error:
+            raise UnavailableError(f"{self._file} cannot be read: {error.strerror}.") from None
         except msgspec.DecodeError as error:
             raise UnavailableError(
                 f"{self._file} is damaged: {error}. End the servers that were started there by hand, and remove it."

@@ -245,7 +245,7 @@ def test_a_process_that_ignores_a_request_to_stop_is_said_to_be_there_still(tmp_
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status"])
-@pytest.mark.parametrize("content", [b"", b'{"ports": {', b'{"ports": {}}'])
+@pytest.mark.parametrize("content", [b"", b'{"ports": {', b'{"ports": {"s3": [1]}, "s3_secret_key": "x"}'])
 def test_a_damaged_state_file_ends_in_a_sentence(tmp_path: Path, command: str, content: bytes) -> None:
     (tmp_path / "servers.json").write_bytes(content)
     done = text2song("servers", command, "--data", str(tmp_path), cwd=tmp_path)
@@ -257,6 +257,9 @@ def test_a_damaged_state_file_ends_in_a_sentence(tmp_path: Path, command: str, c
 def test_status_without_servers_and_a_folder_that_cannot_be_made_end_in_a_sentence(tmp_path: Path) -> None:
     never = text2song("servers", "status", cwd=tmp_path)
     assert (never.returncode, "No servers were started in" in never.stderr) == (1, True)
+    for command in ("status", "down"):
+        none = text2song("servers", command, "--data", "/dev/null/data", cwd=tmp_path)
+        assert "Traceback" not in none.stderr
     nowhere = text2song("servers", "up", "--data", "/dev/null/data", cwd=tmp_path)
     assert (nowhere.returncode, "The folder /dev/null/data cannot be used" in nowhere.stderr) == (1, True)
     assert "Traceback" not in never.stderr + nowhere.stderr
@@ -272,6 +275,16 @@ def test_every_missing_tool_is_named_at_once(tmp_path: Path) -> None:
     assert "go is needed for building versitygw and is not on the PATH" in done.stderr
     assert f"{versions.MONGODB_WHEEL}` failed: ERROR: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_program_that_this_machine_cannot_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "text2song" / "servers" / f"versitygw-{versions.VERSITYGW}" / "versitygw"
+    program.parent.mkdir(parents=True)
+    program.write_text("for another machine")
+    program.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UnavailableError, match=f"versitygw .* cannot be run: Exec format error: {program}"):
+        Servers(tmp_path / "data").start("s3")
 
 
 @pytest.mark.parametrize(
