@@ -11,7 +11,7 @@ UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet $(if $(TORCH_B
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 .PHONY: install
 install: $(STAMP) ## Create .venv and install the locked environment
@@ -33,6 +33,10 @@ $(STAMP): $(BIN)/python $(LOCK) pyproject.toml
 .PHONY: demo
 demo: $(STAMP) ## Start everything in one process, make two samples from one prompt, show them
 	@$(BIN)/text2song demo
+
+.PHONY: demo-cluster
+demo-cluster: $(STAMP) ## The same, each role a process of its own, on real Kafka, MongoDB and S3
+	@$(BIN)/text2song demo --cluster --output text2song-demo-cluster
 
 .PHONY: up
 up: $(STAMP) ## Serve the studio on this machine until stopped

@@ -110,10 +110,13 @@ def generate(prompt: str, url: str, output: Path, output_format: str, **options:
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("text2song-demo"), show_default=True
 )
-def demo(output: Path) -> None:
+@click.option("--cluster", is_flag=True, help="Each role a process of its own, on real Kafka, MongoDB and S3.")
+def demo(output: Path, cluster: bool) -> None:
     """Start a studio, make two samples from one prompt, show every event, save the audio, and stop."""
+    from infra import demo as demos
+
     settings = _settings(data=str(output / "data"), port=0)
-    _run(lambda: _demo(settings, output))
+    _run(lambda: demos.cluster(console, output) if cluster else demos.local(console, settings, output))
 
 
 @main.command("settings")
@@ -312,22 +315,6 @@ def _places(settings: Settings) -> str:
 
 def _say(sentence: str) -> None:
     console.print(sentence, soft_wrap=True)
-
-
-async def _demo(settings: Settings, output: Path) -> None:
-    from infra.bootstrap import serving
-    from infra.generate import generate as run
-
-    async with serving(settings) as url:
-        console.print(f"A studio listens on [bold]{url}[/bold] and keeps everything in {settings.data}", soft_wrap=True)
-        request = {
-            "prompt": "warm lo-fi groove with soft piano and brushed drums",
-            "num_samples": 2,
-            "duration": 5.0,
-            "output_format": "wav",
-        }
-        await run(console, url, request, output)
-    console.print("The studio has stopped. `make up` starts one that stays.")
 
 
 def _settings(**options: Any) -> Settings:
