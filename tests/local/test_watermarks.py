@@ -1,0 +1,64 @@
+"""What an API process knows of views that another process folds."""
+
+import asyncio
+
+from domain.ports import Position
+from projections.watermarks import Watermarks
+from tests.conditions import eventually
+from tests.local.parts import Parts, stop
+
+
+async def test_a_position_is_waited_for_until_another_process_has_folded_it(parts: Parts) -> None:
+    views = Watermarks(parts.log, parts.store)
+    running = asyncio.create_task(views.run())
+    await parts.submit("j1")
+    assert await views.caught_up(10)
+    ahead = Position("jobs", 0, (await parts.log.ends("jobs"))[0])
+    assert not await views.wait([ahead], 0.05)
+    await stop(running)
+
+
+async def test_views_are_not_ready_before_the_past_is_folded(parts: Parts) -> None:
+    class Stuck:
+        """A store whose views are behind."""
+
+        behind = True
+
+        async def watermarks(self) -> dict[tuple[str, int], int]:
+            return {} if self.behind else await parts.store.watermarks()
+
+    await parts.submit("j1")
+    await parts.when("j1", "queued")
+    store = Stuck()
+    views = Watermarks(parts.log, store)  # type: ignore[arg-type]
+    running = asyncio.create_task(views.run())
+    assert not await views.caught_up(0.1)
+    assert not views.ready
+    store.behind = False
+
+    async def is_ready() -> bool:
+        return views.ready
+
+    await eventually(is_ready)
+    await stop(running)
+
+
+async def test_nobody_asks_the_store_while_nobody_waits(parts: Parts) -> None:
+    looks = 0
+
+    class Counted:
+        async def watermarks(self) -> dict[tuple[str, int], int]:
+            nonlocal looks
+            looks += 1
+            return await parts.store.watermarks()
+
+    views = Watermarks(parts.log, Counted())  # type: ignore[arg-type]
+    running = asyncio.create_task(views.run())
+    assert await views.caught_up(10)
+    before = looks
+    await parts.submit("j1")
+    await parts.when("j1", "queued")
+    assert looks <= before + 1
+    assert await views.caught_up(10)
+    assert looks > before
+    await stop(running)
