@@ -44,6 +44,19 @@ NOISE: Final = Model(
 )
 
 
+NANO: Final = Model(
+    id="text2song/musicgen-nano",
+    family="musicgen",
+    max_duration=10.0,
+    sample_rate=16000,
+    channels=1,
+    vram_gb=0.2,
+    capabilities=["text-to-music"],
+    license="Apache-2.0",
+    notice="This model is tiny and learnt from synthesised songs alone: it sketches what is asked for.",
+)
+
+
 def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
     return Model(
         id=f"facebook/musicgen-{name}",
@@ -58,6 +71,7 @@ def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
 
 
 KNOWN: Final = (
+    NANO,
     NOISE,
     _musicgen("small", 4),
     _musicgen("medium", 10),

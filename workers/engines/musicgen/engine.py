@@ -44,7 +44,7 @@ class MusicgenEngine:
             # EnCodec loses audible precision below fp32, and T5 overflows in fp16; the decoder is where the time goes.
             half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
             network.decoder.to(half)
-        self._network = network.eval().to(device)
+        self.network = network.eval().to(device)
         self._request: EngineRequest | None = None
         self._updates: Iterator[Progress | Clip] = iter(())
 
@@ -134,7 +134,7 @@ class MusicgenEngine:
 
         yield report("encoding", 0)
         text = self._encode(request.prompt, guided=request.sampling.guidance_scale > 1)
-        codec = self._network.audio_encoder.config
+        codec = self.network.audio_encoder.config
         samples = round(request.duration * codec.sampling_rate)
         for done, take in enumerate(request.takes):  # noqa: B007  (read by report)
             codes = yield from self._decode(text, math.ceil(samples / codec.hop_length), take, request.sampling, report)
@@ -150,17 +150,17 @@ class MusicgenEngine:
     def _encode(self, prompt: str, *, guided: bool) -> torch.Tensor:
         """The decoder's view of the text, `[rows, tokens, hidden]`; a second row of zeros stands for no prompt."""
         tokens = self._tokenizer(prompt, truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt").input_ids
-        text = self._network.text_encoder(tokens.to(self._device)).last_hidden_state
-        if hasattr(self._network, "enc_to_dec_proj"):
-            text = self._network.enc_to_dec_proj(text)
-        text = text.to(self._network.decoder.dtype)
+        text = self.network.text_encoder(tokens.to(self._device)).last_hidden_state
+        if hasattr(self.network, "enc_to_dec_proj"):
+            text = self.network.enc_to_dec_proj(text)
+        text = text.to(self.network.decoder.dtype)
         return torch.cat([text, torch.zeros_like(text)]) if guided else text
 
     def _decode(
         self, text: torch.Tensor, frames: int, take: Take, sampling: Sampling, report: Report
     ) -> Generator[Progress, None, torch.Tensor]:
         """Codes `[codebooks, frames]`. Codebook k of a channel is k steps late; the steps it waits out are padding."""
-        decoder, config = self._network.decoder, self._network.decoder.config
+        decoder, config = self.network.decoder, self.network.decoder.config
         rows, books = len(text), torch.arange(config.num_codebooks, device=self._device)
         delay = books // config.audio_channels
         steps = frames + config.num_codebooks // config.audio_channels - 1
@@ -190,7 +190,7 @@ class MusicgenEngine:
         self, codes: torch.Tensor, samples: int, report: Report
     ) -> Generator[Progress, None, NDArray[np.float32]]:
         """Audio `[channels, samples]`. The recurrent layer hears the whole clip; what follows needs little context."""
-        codec, channels = self._network.audio_encoder, self._network.decoder.config.audio_channels
+        codec, channels = self.network.audio_encoder, self.network.decoder.config.audio_channels
         frames, hop = codes.shape[1], codec.config.hop_length
         hidden = codec.quantizer.decode(torch.stack([codes[channel::channels] for channel in range(channels)], dim=1))
         widen, recur, *upsample = codec.decoder.layers

@@ -122,6 +122,14 @@ class Quantiser(torch.nn.Module):
         self.books[book] = self.sums[book] / self.counts[book][:, None].clamp(min=1e-6)
 
 
+def quantiser_of(network: Any) -> Quantiser:
+    """The quantiser of a trained codec."""
+    quantiser = Quantiser()
+    quantiser.books.copy_(torch.stack([layer.codebook.embed for layer in network.quantizer.layers]).float())
+    quantiser.ready.fill_(True)
+    return quantiser.eval()
+
+
 def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     return torch.cdist(points, centres).argmin(1)
 
