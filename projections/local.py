@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Iterable
 from functools import partial
 
-from domain.errors import ConflictError
 from domain.journal import Frontier, until_done
 from domain.ports import EventLog, Position, ReadStore, TopicPartition, after
-from projections.project import FOLDS, project
+from projections.project import FOLDS, check_views, project
 
 
 class LocalHost:
@@ -21,11 +20,7 @@ class LocalHost:
         """Until cancelled. Raises ConflictError for views of another log, and at an event of a newer version."""
         self._goal = await until_done(self._ends, "The views' host")
         stored = await until_done(self._store.watermarks, "The views' host")
-        if ahead := [key for key, end in self._goal.items() if stored.get(key, 0) > end]:
-            raise ConflictError(
-                f"The views have folded more of {ahead[0][0]} than the log holds: it was replaced or cut. "
-                "Put the right log back, or delete the views (views.db in the data folder) to fold this one."
-            )
+        check_views(self._goal, stored)
         await self._frontier.advance({partition: stored.get(partition, 0) for partition in self._goal})
         async for records in self._log.follow(self._frontier.next):
             await until_done(partial(project, self._log, self._store, records), "The views' host")
