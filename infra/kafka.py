@@ -113,7 +113,9 @@ async def explain(access: KafkaAccess, error: Exception) -> str:
     except OSError as failed:
         reason = f"no connection ({failed.strerror or failed}). Start Kafka, or correct the address"
     else:
-        reason = f"{error!r}. Try again"
+        reason = (
+            f"{error!r}. Try again, or see that this port speaks {access.security_protocol} and grants these topics"
+        )
     return f"Kafka ({access.description}): {reason}."
 
 

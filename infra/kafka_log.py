@@ -30,8 +30,9 @@ BATCH: Final = 500
 BATCH_BYTES: Final = 262_144
 READERS: Final = 4
 POLL_MS: Final = 1_000
-RETRY_SECONDS: Final = 0.2
+RETRY_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
+CLOSED: Final = "The event log is closed."
 REFUSALS: Final = (OutOfOrderSequenceNumber, MessageSizeTooLargeError, TopicAuthorizationFailedError)
 
 log: Final = logging.getLogger(__name__)
@@ -107,12 +108,12 @@ class KafkaLog:
         self._known({(topic, partition): offset})
         at = KafkaPartition(self._prefix + topic, partition)
         async with self._reader() as consumer:
-            end = (await consumer.end_offsets([at]))[at]
-            await self._seek(consumer, {(topic, partition): offset})
-            while await consumer.position(at) < end:
-                batch = await consumer.getmany(timeout_ms=POLL_MS, max_records=limit)
-                if records := self._records(batch):
-                    return records
+            if offset < (end := (await consumer.end_offsets([at]))[at]):
+                await self._seek(consumer, {(topic, partition): offset})
+                while await consumer.position(at) < end:
+                    batch = await consumer.getmany(at, timeout_ms=POLL_MS, max_records=limit)
+                    if records := self._records(batch):
+                        return records
         return []
 
     async def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[list[Record]]:
@@ -147,8 +148,9 @@ class KafkaLog:
         self._closed = True
         if self._ticking is not None:
             self._ticking.cancel()
-        if self._producer is not None:
-            await _stop(self._producer)
+        async with self._producing:
+            if self._producer is not None:
+                await _stop(self._producer)
         await asyncio.gather(*self._stopping, *(consumer.stop() for consumer in self._consumers))
 
     def _known(self, partitions: Mapping[TopicPartition, T]) -> Mapping[TopicPartition, T]:
@@ -174,7 +176,7 @@ class KafkaLog:
 
     async def _append(self, rows: Sequence[Row]) -> list[Position]:
         if self._closed:
-            raise UnavailableError("The event log is closed.")
+            raise UnavailableError(CLOSED)
         if silent := [at for at, *_ in rows if at in self._unanswered and not self._unanswered[at].done()]:
             raise UnavailableError(
                 f"Kafka has not answered for partition {silent[0][1]} of {silent[0][0]!r} since an append before this "
@@ -182,7 +184,7 @@ class KafkaLog:
             )
         if not rows:
             return []
-        producer = await self._started_producer()
+        producer = self._producer or await self._started_producer()
         sent: list[asyncio.Future[Any]] = []
         errors: list[BaseException] = []
         try:
@@ -220,6 +222,8 @@ class KafkaLog:
 
     async def _started_producer(self) -> AIOKafkaProducer:
         async with self._producing, self._answering():
+            if self._closed:
+                raise UnavailableError(CLOSED)
             if self._producer is None:
                 producer = AIOKafkaProducer(
                     bootstrap_servers=self._access.servers,
@@ -289,7 +293,7 @@ class KafkaLog:
             async with asyncio.timeout(self._timeout_seconds):
                 yield
         except ConsumerStoppedError:
-            raise UnavailableError("The event log is closed.") from None
+            raise UnavailableError(CLOSED) from None
         except (KafkaError, OSError, TimeoutError) as error:
             raise UnavailableError(await explain(self._access, error)) from error
 

@@ -4,9 +4,10 @@ From where a partition is folded, the read store's watermark says and not Faust'
 whenever an agent is interrupted or the store is replaced.
 """
 
+import asyncio
 import logging
 import os
-import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -19,7 +20,7 @@ from faust.types.auth import CredentialsT
 from domain.errors import Text2SongError, UnavailableError
 from domain.journal import until_done
 from domain.ports import TICK, EventLog, Position, ReadStore, Record, TopicPartition
-from projections.project import FOLDS, project
+from projections.project import FOLDS, check_views, project
 
 Adapters: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[EventLog, ReadStore]]]
 
@@ -81,6 +82,8 @@ class FaustHost(faust.App):
         self._stall_seconds = stall_seconds
         self._events: EventLog
         self._views: ReadStore
+        self._mine: set[TopicPartition] = set()
+        self._folding: defaultdict[TopicPartition, asyncio.Lock] = defaultdict(asyncio.Lock)
         for topic in FOLDS:
             self.agent(self.topic(prefix + topic, allow_empty=True), name=topic)(self._agent(topic))
         self.task(self._watch)
@@ -111,21 +114,25 @@ class FaustHost(faust.App):
         if not records:
             return
         folded = await self._folded()
-        for partition, first in _starts(records).items():
-            await self._fold_between(partition, folded.get(partition, 0), first)
-        await self._project([r for r in records if r.position.offset >= folded.get(_partition(r), 0)])
+        if behind := {at: first for at, first in _starts(records).items() if folded.get(at, 0) < first}:
+            for partition, first in behind.items():
+                await self._fold_up_to(partition, first)
+            folded = await self._folded()
+        if new := [record for record in records if record.position.offset >= folded.get(_partition(record), 0)]:
+            await self._project(new)
 
-    async def _fold_between(self, partition: TopicPartition, start: int, end: int) -> None:
-        while start < end:
-            page = await until_done(partial(self._events.read, *partition, start), WHO)
-            if not (page := [record for record in page if record.position.offset < end]):
-                return
-            await self._project(page)
-            start = page[-1].position.offset + 1
+    async def _fold_up_to(self, partition: TopicPartition, end: int) -> None:
+        async with self._folding[partition]:
+            start = (await self._folded()).get(partition, 0)
+            while start < end:
+                page = await until_done(partial(self._events.read, *partition, start), WHO)
+                if not (page := [record for record in page if record.position.offset < end]):
+                    return
+                await self._project(page)
+                start = page[-1].position.offset + 1
 
     async def _project(self, records: Sequence[Record]) -> None:
-        if records:
-            await until_done(partial(project, self._events, self._views, records), WHO)
+        await until_done(partial(project, self._events, self._views, records), WHO)
 
     async def _folded(self) -> dict[TopicPartition, int]:
         return await until_done(self._views.watermarks, WHO)
@@ -133,42 +140,39 @@ class FaustHost(faust.App):
     async def _assigned(self, *arguments: Any, **_: object) -> None:
         """Folds what may never be delivered: Faust goes on behind the last acknowledged record, folded or not."""
         assigned: set[TP] = arguments[-1]
-        for topic, number in assigned:
-            self.add_future(_or_die(self._catch_up((topic.removeprefix(self._prefix), number))))
+        self._mine = {(topic.removeprefix(self._prefix), number) for topic, number in assigned}
+        for partition in self._mine:
+            self.add_future(_or_die(self._catch_up(partition)))
 
     async def _catch_up(self, partition: TopicPartition) -> None:
         topic, number = partition
-        ends = await until_done(partial(self._events.ends, topic), WHO)
-        await self._fold_between(partition, (await self._folded()).get(partition, 0), ends[number])
+        end = (await until_done(partial(self._events.ends, topic), WHO))[number]
+        check_views({partition: end}, await self._folded())
+        await self._fold_up_to(partition, end)
 
     async def _watch(self) -> None:
         await _or_die(self._notice_stalls())
 
     async def _notice_stalls(self) -> None:
-        stuck: dict[TopicPartition, tuple[int, float]] = {}
-        while True:
+        seen: dict[TopicPartition, tuple[int, int]] = {}
+        while not self.should_stop:
             await self.sleep(self._stall_seconds / WATCHES)
             try:
                 behind = await self._behind()
             except UnavailableError:
                 behind = {}
-            now = time.monotonic()
-            stuck = {
-                partition: stuck[partition] if stuck.get(partition, (None,))[0] == start else (start, now)
-                for partition, start in behind.items()
-            }
-            for (topic, number), (start, since) in stuck.items():
-                if now - since > self._stall_seconds:
+            seen = {at: (start, _times(seen.get(at), start) + 1) for at, start in behind.items()}
+            for (topic, number), (start, times) in seen.items():
+                if times > WATCHES:
                     raise StalledError(
-                        f"Partition {number} of {topic!r} has waited at offset {start} for {now - since:.0f} s, though "
-                        "the log and the read store answer."
+                        f"Partition {number} of {topic!r} has waited at offset {start} for {self._stall_seconds:g} s, "
+                        "though the log and the read store answer."
                     )
 
     async def _behind(self) -> dict[TopicPartition, int]:
         """Where folding goes on, for each partition of this process that holds more."""
         folded = await self._views.watermarks()
-        mine = {(topic.removeprefix(self._prefix), number) for topic, number in self.consumer.assignment()}
-        starts = {partition: folded.get(partition, 0) for partition in mine}
+        starts = {partition: folded.get(partition, 0) for partition in self._mine}
         return {at: start for at, start in starts.items() if await self._events.read(*at, start, limit=1)}
 
 
@@ -199,6 +203,10 @@ async def _or_die(work: Awaitable[None]) -> None:
         return
     logging.shutdown()
     os._exit(os.EX_SOFTWARE)
+
+
+def _times(seen: tuple[int, int] | None, start: int) -> int:
+    return seen[1] if seen and seen[0] == start else 0
 
 
 def _starts(records: Iterable[Record]) -> dict[TopicPartition, int]:

@@ -2,11 +2,10 @@
 
 from functools import partial
 
-from domain.errors import ConflictError
 from domain.journal import until_done
 from domain.ports import after
 from projections.folded import Folded
-from projections.project import project
+from projections.project import check_views, project
 
 
 class LocalHost(Folded):
@@ -14,11 +13,7 @@ class LocalHost(Folded):
         """Until cancelled. Raises ConflictError for views of another log, and at an event of a newer version."""
         goal = await self._look()
         stored = await until_done(self._store.watermarks, "The views' host")
-        if ahead := [key for key, end in goal.items() if stored.get(key, 0) > end]:
-            raise ConflictError(
-                f"The views have folded more of {ahead[0][0]} than the log holds: it was replaced or cut. "
-                "Put the right log back, or delete the views (views.db in the data folder) to fold this one."
-            )
+        check_views(goal, stored)
         await self._frontier.advance({partition: stored.get(partition, 0) for partition in goal})
         async for records in self._log.follow(self._frontier.next):
             await until_done(partial(project, self._log, self._store, records), "The views' host")

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from domain.errors import TooLargeError
+from domain.errors import ConflictError, TooLargeError
 from domain.events import Undecodable, decode
 from domain.jobs import JOBS
-from domain.ports import EventLog, Message, ReadStore, Record, View, after
+from domain.ports import EventLog, Message, ReadStore, Record, TopicPartition, View, after
 from domain.prompts import PROMPTS
 from projections import jobs, prompts
 from projections.audio import AUDIO
@@ -39,6 +39,16 @@ async def project(log: EventLog, store: ReadStore, records: Sequence[Record]) ->
         for document in await fold(store, events)
     ]
     await store.save(documents, after(record.position for record in records))
+
+
+def check_views(ends: Mapping[TopicPartition, int], folded: Mapping[TopicPartition, int]) -> None:
+    """Raises ConflictError for views of another log."""
+    for (topic, partition), end in ends.items():
+        if folded.get((topic, partition), 0) > end:
+            raise ConflictError(
+                f"The views have folded more of {topic} than the log holds: it was replaced or cut. "
+                "Put the right log back, or delete the views (views.db in the data folder) to fold this one."
+            )
 
 
 async def _bury(log: EventLog, dead: Sequence[tuple[Record, str]]) -> None:

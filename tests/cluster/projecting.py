@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,10 @@ def host(part: Part) -> FaustHost:
 
 
 async def main(part: Part) -> None:
-    await run(host(part))
+    running = asyncio.create_task(run(host(part)))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 if __name__ == "__main__":

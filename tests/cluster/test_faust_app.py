@@ -316,6 +316,25 @@ async def test_views_that_were_lost_are_folded_again_though_all_was_acknowledged
     assert await projections.fold() == before
 
 
+async def test_a_worker_that_is_told_to_stop_has_acknowledged_what_it_folded(projections: Projections) -> None:
+    worker = await projections.start()
+    await append(projections.log, [submitted(number) for number in range(40)])
+    await projections.fold()
+    worker.terminate()
+    status, said = await died(worker)
+    assert status == 0, said
+    assert sum((await projections.acknowledged()).values()) == 40
+
+
+async def test_views_of_another_log_are_refused(projections: Projections) -> None:
+    views = await projections.views()
+    await views.save([], {("jobs", 2): 7})
+    await views.close()
+    status, said = await died(await projections.start())
+    assert status == os.EX_SOFTWARE
+    assert "folded more of jobs than the log holds" in said
+
+
 async def test_a_worker_started_before_the_broker_waits_for_it(projections: Projections, tmp_path: Path) -> None:
     await append(projections.log, [submitted(number) for number in range(5)])
     await asyncio.to_thread(servers().kill, "kafka")

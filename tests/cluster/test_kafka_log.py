@@ -229,15 +229,16 @@ async def test_readers_go_on_where_the_oldest_records_have_been_deleted(
 async def test_a_broker_killed_under_load_loses_nothing_and_disorders_no_key(opened: Opener) -> None:
     log, other = await opened(timeout_seconds=40.0), await opened()
     acknowledged: dict[str, list[tuple[Position, bytes]]] = {f"key-{number}": [] for number in range(16)}
+    numbers = dict.fromkeys(acknowledged, 0)
     followed: list[Record] = []
     writing = True
     doubtful = 0
 
     async def write(key: str) -> None:
         nonlocal doubtful
-        number = 0
-        while writing:
-            value = b"%d" % number
+        while writing or len(acknowledged[key]) < numbers[key]:
+            value = b"%d" % len(acknowledged[key])
+            numbers[key] = len(acknowledged[key]) + 1
             try:
                 [position] = await log.append([Message("kept", key, value, {})])
             except UnavailableError:
@@ -246,7 +247,6 @@ async def test_a_broker_killed_under_load_loses_nothing_and_disorders_no_key(ope
                 doubtful += 1
             else:
                 acknowledged[key].append((position, value))
-                number += 1
 
     async def follow() -> None:
         async for batch in log.follow({("kept", partition): 0 for partition in range(KEPT.partitions)}):
@@ -281,7 +281,7 @@ async def test_a_broker_killed_under_load_loses_nothing_and_disorders_no_key(ope
 
 
 async def test_an_outage_longer_than_the_patience_is_told_and_gone_through(opened: Opener) -> None:
-    log = await opened(timeout_seconds=1.0)
+    log, other = await opened(timeout_seconds=4.0), await opened()
     await log.append([Message("kept", "key", b"before", {})])
     async with stopped_broker():
         with pytest.raises(UncertainError, match="may be appended again"):
@@ -289,7 +289,7 @@ async def test_an_outage_longer_than_the_patience_is_told_and_gone_through(opene
         began = time.monotonic()
         with pytest.raises(UnavailableError, match="Nothing was appended"):
             await log.append([Message("kept", "key", b"refused", {})])
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.0
         with pytest.raises(UnavailableError, match="Start Kafka"):
             await log.ends("kept")
         with pytest.raises(UnavailableError, match="Start Kafka"):
@@ -297,11 +297,11 @@ async def test_an_outage_longer_than_the_patience_is_told_and_gone_through(opene
         with pytest.raises(UnavailableError, match="Start Kafka"):
             await opened()
     await until_done(lambda: log.append([Message("kept", "key", b"after", {})]), "The test")
-    assert values(await everything(log), "key") == [b"before", b"during", b"after"]
+    assert values(await everything(other), "key") == [b"before", b"during", b"after"]
 
 
 async def test_closing_during_an_outage_ends(opened: Opener) -> None:
-    log = await opened(timeout_seconds=0.5)
+    log = await opened(timeout_seconds=4.0)
     follower = asyncio.create_task(anext(log.follow({("kept", 0): 0}), None))
     async with stopped_broker():
         with pytest.raises(UncertainError):
