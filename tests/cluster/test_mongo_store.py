@@ -123,7 +123,7 @@ async def test_a_host_that_is_killed_again_and_again_loses_and_doubles_nothing(
     store = await mongo.open(VIEWS)
     chance = random.Random(5)
     messages = history(2_000, completed)
-    for kills in range(6):
+    for kills in range(4):
         await log.append(list(islice(messages, 1_500)))
         before = sum((await store.watermarks()).values())
         process = await asyncio.create_subprocess_exec(

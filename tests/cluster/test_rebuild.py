@@ -71,13 +71,14 @@ async def test_a_rebuild_under_traffic_switches_without_a_failed_read_or_a_lost_
     store = await mongo.open(VIEWS, look_seconds=LOOK)
     reader = await mongo.open(VIEWS, look_seconds=LOOK)
     messages = history(10_000, completed)
-    await log.append(list(islice(messages, 3_000)))
+    await log.append(list(islice(messages, 2_000)))
     chance, reads, quiet = random.Random(3), 0, asyncio.Event()
 
-    async def submit() -> None:
+    async def submit(host: LocalHost) -> None:
         while not quiet.is_set():
             await log.append(list(islice(messages, chance.randrange(1, 30))))
-            await asyncio.sleep(chance.random() * 0.02)
+            if chance.random() < 0.3:
+                assert await host.caught_up(60)
 
     async def read() -> None:
         nonlocal reads
@@ -94,13 +95,13 @@ async def test_a_rebuild_under_traffic_switches_without_a_failed_read_or_a_lost_
     steps: list[Progress] = []
     async with hosted(log, store) as host:
         assert await host.caught_up(60)
-        traffic = [asyncio.create_task(submit()), asyncio.create_task(read())]
+        traffic = [asyncio.create_task(submit(host)), asyncio.create_task(read())]
         for round_ in (2, 3):
             steps.clear()
             assert_equal(await rebuild(log, store, ["jobs"], steps.append))
             assert await collections(store) == sorted(["aliases", "prompts_v1", *(f"{v}_v{round_}" for v in JOB_VIEWS)])
             assert [step.folded for step in steps] == sorted(step.folded for step in steps)
-            assert steps[-1].folded == steps[-1].total >= 3_000
+            assert steps[-1].folded == steps[-1].total >= 2_000
         await log.append(list(islice(messages, 100)))
         quiet.set()
         await asyncio.gather(*traffic)
