@@ -38,6 +38,10 @@ demo: $(STAMP) ## Start everything in one process, make two samples from one pro
 up: $(STAMP) ## Serve the studio on this machine until stopped
 	@$(BIN)/text2song up
 
+.PHONY: servers
+servers: $(STAMP) ## Start real Kafka, MongoDB and S3 on this machine, without Docker; text2song servers down stops them
+	@$(BIN)/text2song servers up
+
 .PHONY: test
 test: $(STAMP) ## Run every test
 	@$(BIN)/python -m pytest

@@ -132,7 +132,10 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
     assert "noise" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull")])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("up",), ("generate",), ("demo",), ("models",), ("models", "pull"), ("servers",), ("servers", "up")],
+)
 def test_every_command_explains_itself(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = text2song(*arguments, "--help", cwd=tmp_path)
     assert done.returncode == 0
