@@ -188,7 +188,7 @@ class RebuildableStore(ReadStore, Protocol):
         """
 
     async def hold(self) -> None:
-        """For the next seconds no save of the live views begins: it raises UnavailableError, or waits."""
+        """For the next few seconds no save of the live views begins: it waits."""
 
     async def switch(self, rebuilt: Self, watermarks: Mapping[TopicPartition, int]) -> bool:
         """Makes the rebuilt views and their watermarks the live ones, at once.

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
+import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec import Struct
 from pymongo import IndexModel, ReturnDocument, UpdateOne, errors
@@ -27,6 +28,8 @@ T = TypeVar("T")
 SCHEMA: Final = 1
 SELECTION_SECONDS: Final = 5.0
 TIMEOUT_SECONDS: Final = 10.0
+# A batch is larger than anything a route asks for, and nobody waits in front of it.
+WRITE_SECONDS: Final = 60.0
 SCAN: Final = 500
 LIVE: Final = "live"
 REBUILT: Final = "rebuilt"
@@ -35,6 +38,7 @@ VERSIONED: Final = re.compile(r"\w+_v[0-9]+")
 LOOK_SECONDS: Final = 1.0
 GRACE_LOOKS: Final = 5
 HOLD_SECONDS: Final = 5
+HELD_POLL_SECONDS: Final = 0.02
 UPSERT_TRIES: Final = 10
 NEWEST_FIRST: Final = [("created_at", -1), ("_id", -1)]
 DUPLICATE_KEY: Final = 11000
@@ -130,8 +134,9 @@ class MongoStore:
     ) -> None:
         """Raises UnavailableError also when the views read have been switched since: fold the batch again."""
         with self._refusals():
-            alias = await self._find_alias()
-            if alias.held or alias.generation != (self._pinned or alias).generation:
+            while (alias := await self._find_alias()).held:  # noqa: ASYNC110 -- the rebuild is another process
+                await asyncio.sleep(HELD_POLL_SECONDS)
+            if alias.generation != (self._pinned or alias).generation:
                 raise self._switched()
             for name, group in groupby(documents, lambda pair: pair[0].name):
                 view = self._view(name)
@@ -249,7 +254,8 @@ class MongoStore:
         writes = [UpdateOne({"_id": id_}, _guarded(view, document), upsert=True) for id_, document in newest.items()]
         for _ in range(UPSERT_TRIES):
             try:
-                await collection.bulk_write(writes, ordered=False)
+                with pymongo.timeout(WRITE_SECONDS):
+                    await collection.bulk_write(writes, ordered=False)
             except errors.BulkWriteError as error:
                 # Two first writes of one document met; the one that lost is an update the next time.
                 if any(each["code"] != DUPLICATE_KEY for each in error.details["writeErrors"]):
@@ -316,7 +322,7 @@ class MongoStore:
     def _switched(self) -> Text2SongError:
         if self._name == REBUILT:
             return ConflictError("Another rebuild has begun since, and this one gave way to it.")
-        return UnavailableError(f"The views at {self._address} are being switched to rebuilt ones.")
+        return UnavailableError(f"The views at {self._address} were switched to rebuilt ones meanwhile.")
 
     def _too_large(self, reason: str) -> TooLargeError:
         return TooLargeError(

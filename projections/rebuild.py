@@ -1,6 +1,7 @@
 """Views folded anew from the log's first record while the old ones serve, then put in their place at once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -19,6 +20,8 @@ AT_ONCE: Final = 4
 CLOSE: Final = 1_000
 SETTLING_TRIES: Final = 20
 SETTLING_SECONDS: Final = 0.05
+MEETING_SECONDS: Final = 0.05
+IDLE_SECONDS: Final = 5.0
 COMPARED: Final = 500
 EXAMPLES: Final = 10
 WHO: Final = "The rebuild"
@@ -60,6 +63,7 @@ async def rebuild(
     rebuilt = await until_done(partial(store.begin_rebuild, views), WHO)
     folding = _Folding(log, rebuilt, topics, progress)
     await folding.reach(await until_done(folding.ends, WHO))
+    await folding.meet(store)
     while folding.behind(live := await until_done(store.watermarks, WHO)) > CLOSE:
         await folding.reach(live)
     drafts = [await until_done(partial(_Draft.of, view, store, rebuilt), WHO) for view in views]
@@ -72,7 +76,7 @@ async def rebuild(
         await folding.reach(live)
         settled = [await until_done(partial(draft.settle, store, rebuilt), WHO) for draft in drafts]
         tries -= 1
-        if tries > 0 and any(comparison.apart for comparison in settled):
+        if tries > 0 and folding.is_met(live) and any(comparison.apart for comparison in settled):
             await asyncio.sleep(SETTLING_SECONDS)
         elif await until_done(partial(store.switch, rebuilt, live), WHO):
             break
@@ -107,6 +111,19 @@ class _Folding:
                     tasks.create_task(self._fold(partition, turns))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+
+    def is_met(self, live: Mapping[TopicPartition, int]) -> bool:
+        return all(live.get(partition, 0) >= at for partition, at in self._at.items())
+
+    async def meet(self, store: ReadStore) -> None:
+        """Waits until the live views have been folded as far, or nobody seems to fold them."""
+        before, moved = None, time.monotonic()
+        while not self.is_met(live := await until_done(store.watermarks, WHO)):
+            if live != before:
+                before, moved = live, time.monotonic()
+            if time.monotonic() - moved > IDLE_SECONDS:
+                return
+            await asyncio.sleep(MEETING_SECONDS)
 
     async def _fold(self, partition: TopicPartition, turns: asyncio.Semaphore) -> None:
         async with turns:

@@ -355,7 +355,7 @@ async def test_plain_faust_runs_the_same_host_from_the_settings(projections: Pro
         env={
             **os.environ,
             "TEXT2SONG_LOG": f"kafka://{projections.access.servers}",
-            "TEXT2SONG_TOPIC_PREFIX": projections.part.prefix,
+            "TEXT2SONG_KAFKA_PREFIX": projections.part.prefix,
             "TEXT2SONG_DATA": str(tmp_path),
         },
     )

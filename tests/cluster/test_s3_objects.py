@@ -1,0 +1,184 @@
+"""What is true of the object store because it is an S3 server."""
+
+import asyncio
+import os
+import traceback
+import tracemalloc
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from domain.errors import UnavailableError
+from infra import s3_objects
+from infra.s3_objects import PART, S3Objects
+from tests.conditions import eventually
+from tests.contract.s3 import S3ObjectsHarness
+from tests.contract.test_object_store import content, keys
+from tests.servers import servers
+
+LARGE = os.urandom(2 * PART + 12_345)
+
+
+@pytest.fixture
+async def s3(tmp_path: Path) -> AsyncIterator[S3ObjectsHarness]:
+    harness = S3ObjectsHarness(tmp_path)
+    yield harness
+    await harness.close()
+
+
+@pytest.fixture
+async def objects(s3: S3ObjectsHarness) -> AsyncIterator[S3Objects]:
+    opened = await s3.open()
+    yield opened
+    await opened.close()
+
+
+async def uploads(objects: S3Objects) -> list[str]:
+    answer = await objects._client.list_multipart_uploads(Bucket=objects._bucket.name)
+    return [upload["Key"] for upload in answer.get("Uploads", ())]
+
+
+async def test_a_large_object_goes_up_in_parts_and_comes_back_whole(objects: S3Objects) -> None:
+    info = await objects.put("songs/large", LARGE)
+    assert await objects.stat("songs/large") == info
+    assert await content(objects, "songs/large") == LARGE
+    assert await content(objects, "songs/large", PART - 5, 10) == LARGE[PART - 5 : PART + 5]
+    assert await uploads(objects) == []
+
+
+async def test_an_upload_cut_in_the_middle_keeps_the_old_object_and_leaves_nothing(
+    s3: S3ObjectsHarness, objects: S3Objects
+) -> None:
+    await objects.put("songs/old", b"old")
+    through = await s3.open_through_proxy()
+    assert s3.proxy is not None
+    for data in (LARGE, LARGE[: PART - 1]):
+        for key in ("songs/old", "songs/new"):
+            s3.proxy.limit = len(data) - PART // 2
+            with pytest.raises(UnavailableError, match="does not answer"):
+                await through.put(key, data)
+            s3.proxy.down, s3.proxy.limit = False, None
+    await through.close()
+    assert await keys(objects) == ["songs/old"]
+    assert await content(objects, "songs/old") == b"old"
+
+
+async def test_a_cancelled_upload_is_aborted(objects: S3Objects) -> None:
+    async def begun() -> list[str]:
+        return await uploads(objects)
+
+    putting = asyncio.create_task(objects.put("songs/new", LARGE * 4))
+    assert await eventually(begun) == ["songs/new"]
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert await uploads(objects) == []
+    assert await keys(objects) == []
+
+
+async def test_an_upload_that_never_ended_is_swept_once_it_is_old(
+    s3: S3ObjectsHarness, objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await objects._client.create_multipart_upload(Bucket=s3.bucket.name, Key="songs/dead")
+    await (await s3.open()).close()
+    assert await uploads(objects) == ["songs/dead"]
+    monkeypatch.setattr(s3_objects, "STALE", timedelta(seconds=-60))
+    await (await s3.open()).close()
+    assert await uploads(objects) == []
+
+
+async def test_wrong_keys_are_named_and_the_secret_is_never_shown(s3: S3ObjectsHarness) -> None:
+    for wrong in (replace(s3.bucket, secret_key="hunter2"), replace(s3.bucket, access_key="nobody")):  # noqa: S106
+        with pytest.raises(UnavailableError, match=f"{wrong.access_key}.*{wrong.name}") as raised:
+            await S3Objects.open(wrong)
+        assert wrong.secret_key not in "".join(traceback.format_exception(raised.value))
+
+
+async def test_an_outage_is_said_in_a_sentence_and_then_forgotten(s3: S3ObjectsHarness) -> None:
+    objects = await s3.open_through_proxy()
+    assert s3.proxy is not None
+    await objects.put("songs/kept", b"1")
+    s3.proxy.down = True
+    s3.proxy.cut()
+    refusals = await asyncio.gather(
+        objects.put("songs/new", b"2"),
+        objects.stat("songs/kept"),
+        content(objects, "songs/kept"),
+        objects.list(""),
+        objects.delete("songs"),
+        S3Objects.open(replace(s3.bucket, endpoint=f"http://{s3.proxy.address}")),
+        return_exceptions=True,
+    )
+    for refusal in refusals:
+        assert isinstance(refusal, UnavailableError)
+        assert f"{s3.proxy.address} does not answer" in str(refusal)
+    s3.proxy.down = False
+    assert await keys(objects) == ["songs/kept"]
+    await objects.close()
+
+
+async def test_a_stream_that_is_cut_ends_in_an_error_and_not_early(s3: S3ObjectsHarness) -> None:
+    objects = await s3.open_through_proxy()
+    assert s3.proxy is not None
+    await objects.put("songs/large", LARGE)
+    chunks = objects.read("songs/large")
+    assert LARGE.startswith(await anext(chunks))
+    s3.proxy.cut()
+    with pytest.raises(UnavailableError, match="does not answer"):
+        [_ async for _ in chunks]
+    await objects.close()
+
+
+async def test_a_server_that_is_killed_in_the_middle_of_puts_shows_whole_objects_alone(objects: S3Objects) -> None:
+    acknowledged: list[str] = []
+    data = LARGE[: PART // 2]
+
+    async def put(writer: int) -> None:
+        for number in range(1_000):
+            await objects.put(f"songs/{writer}/{number}", data)
+            acknowledged.append(f"songs/{writer}/{number}")
+
+    writing = [asyncio.create_task(put(writer)) for writer in range(4)]
+
+    async def many() -> bool:
+        return len(acknowledged) >= 12
+
+    await eventually(many, 60)
+    await asyncio.to_thread(servers().kill, "s3")
+    results = await asyncio.gather(*writing, return_exceptions=True)
+    assert all(isinstance(result, UnavailableError) for result in results), results
+    await asyncio.to_thread(servers().start, "s3")
+    listed = await objects.list("")
+    assert {info.key for info in listed} >= set(acknowledged)
+    assert {info.size for info in listed} == {len(data)}
+
+
+async def test_a_list_and_a_delete_go_beyond_a_thousand(objects: S3Objects) -> None:
+    for first in range(0, 1_100, 100):
+        await asyncio.gather(*(objects.put(f"songs/{number:04}", b"1") for number in range(first, first + 100)))
+    assert await keys(objects, "songs") == [f"songs/{number:04}" for number in range(1_100)]
+    assert await objects.delete("songs") == 1_100
+    assert await keys(objects) == []
+
+
+async def test_a_stream_needs_memory_for_chunks_and_not_for_the_object(objects: S3Objects) -> None:
+    await objects.put("songs/large", LARGE * 3)
+    tracemalloc.start()
+    size = 0
+    async for chunk in objects.read("songs/large"):
+        size += len(chunk)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size == 3 * len(LARGE)
+    assert peak < 4_000_000
+
+
+async def test_one_name_is_not_both_an_object_and_a_folder(objects: S3Objects) -> None:
+    await objects.put("a/b", b"1")
+    for key in ("a", "a/b/c"):
+        with pytest.raises(ValueError, match="both an object and a folder"):
+            await objects.put(key, b"2")
+    assert await keys(objects) == ["a/b"]
