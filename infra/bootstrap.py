@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from api.app import create_app
 from api.feed import Feed
 from api.renditions import Renditions
 from api.services import Services
-from domain.errors import UnavailableError
+from domain.errors import ConflictError, UnavailableError
 from domain.events import timestamp
 from domain.journal import Journal, until_done
 from domain.models import KNOWN, Model, Registry
@@ -31,10 +31,12 @@ from infra.settings import Settings
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections import faust_app
+from projections import rebuild as rebuilding
 from projections.faust_app import FaustHost
 from projections.folded import Folded
 from projections.local import LocalHost
 from projections.project import VIEWS
+from projections.rebuild import Comparison, Progress
 from projections.watermarks import Watermarks
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import Checkpoint, resolve
@@ -157,6 +159,23 @@ async def fold(settings: Settings) -> None:
         return
     async with adapters(settings) as (log, store, _):
         await LocalHost(log, store).run()
+
+
+async def rebuild(
+    settings: Settings, topics: Sequence[str], progress: Callable[[Progress], object]
+) -> list[Comparison]:
+    """Folds the views of the topics anew while the old ones serve. Raises ConflictError for a store on SQLite."""
+    if settings.store == "sqlite":
+        raise ConflictError(
+            "Views on SQLite are not replaced while they serve: stop the studio, delete "
+            f"{settings.folder / 'views.db'}, and the next start folds them anew."
+        )
+    async with contextlib.AsyncExitStack() as stack:
+        log = await _opened(stack, _log(settings))
+        opening = partial(MongoStore.open, *mongo(settings), VIEWS, outdated=True)
+        store = await until_done(opening, "The read store")
+        stack.push_async_callback(store.close)
+        return await rebuilding.rebuild(log, store, topics, progress)
 
 
 def projection_host(settings: Settings) -> FaustHost:

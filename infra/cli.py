@@ -77,6 +77,14 @@ def work(**options: Any) -> None:
 
 
 @main.command()
+@click.argument("topics", nargs=-1, required=True, type=click.Choice(["prompts", "jobs"]))
+def rebuild(topics: tuple[str, ...]) -> None:
+    """Fold the views of TOPICS anew beside the ones that serve, compare the two, and switch at once."""
+    settings = _settings()
+    _run(lambda: _rebuild(settings, topics))
+
+
+@main.command()
 @click.argument("prompt")
 @click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
 @click.option("--duration", type=float, help="Seconds of audio.")
@@ -272,6 +280,25 @@ async def _api(settings: Settings) -> None:
         async with answering(settings) as url:
             _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
             await stopped.wait()
+
+
+async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from infra.bootstrap import rebuild
+
+    with Progress("Folding", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("")
+        compared = await rebuild(settings, topics, lambda at: bar.update(task, completed=at.folded, total=at.total))
+    table = Table("view", "compared", "differing", "apart", "digest")
+    for view in compared:
+        digest = "old ones unreadable" if view.old_digest is None else (view.new_digest or "")[:16]
+        table.add_row(view.view, f"{view.documents:,}", f"{view.differing:,}", f"{view.apart:,}", digest)
+    console.print(table)
+    for view in compared:
+        if view.examples:
+            _say(f"Of {view.view}, these differ or were behind: {', '.join(view.examples)}")
+    _say("The rebuilt views serve now.")
 
 
 async def _role(work: Coroutine[Any, Any, None], announcement: str) -> None:

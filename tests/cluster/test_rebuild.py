@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import random
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -206,3 +208,26 @@ async def test_an_event_of_a_newer_version_stops_a_rebuild_and_not_the_views(
         await rebuild(log, store, ["jobs"], lambda _: None)
     assert await digests(store) == before
     assert "jobs_v1" in await collections(store)
+
+
+async def test_the_command_rebuilds_and_shows_what_it_compared(
+    mongo: MongoStoreHarness, log: SqliteLog, tmp_path: Path
+) -> None:
+    store = await mongo.open(VIEWS, look_seconds=LOOK)
+    await log.append(list(islice(history(50, completed), 250)))
+    async with hosted(log, store) as host:
+        assert await host.caught_up(60)
+    before = await digests(store)
+    uri = mongo.uri.replace("/?", f"/{mongo.database}?")
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "infra.cli", "rebuild", "jobs"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "TEXT2SONG_STORE": uri, "TEXT2SONG_DATA": str(tmp_path), "COLUMNS": "120"},
+    )
+    said = (await command.communicate())[0].decode()
+    assert command.returncode == 0, said
+    assert "The rebuilt views serve now." in said
+    assert re.search(rf"jobs\s+│ {await store.count(JOBS, Query())} +│ 0 +│ 0 ", said), said
+    assert await digests(store) == before
+    assert f"{JOBS.name}_v2" in await collections(store)

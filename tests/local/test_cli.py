@@ -144,6 +144,12 @@ def test_contract_export_writes_the_committed_files_byte_for_byte(tmp_path: Path
     }
 
 
+def test_rebuild_says_how_views_on_sqlite_are_folded_anew(tmp_path: Path) -> None:
+    done = text2song("rebuild", "jobs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "stop the studio, delete text2song-data/views.db" in done.stderr
+
+
 def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
     done = text2song("contract", "export", "/dev/null/here", cwd=tmp_path)
     assert done.returncode == 1
@@ -154,7 +160,7 @@ def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
     "arguments",
     [
         (),
-        *((name,) for name in ("up", "api", "project", "work", "generate", "demo", "settings")),
+        *((name,) for name in ("up", "api", "project", "work", "rebuild", "generate", "demo", "settings")),
         *(("models", name) for name in ("list", "pull")),
         *(("servers", name) for name in ("up", "down", "status")),
         ("contract", "export"),
