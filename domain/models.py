@@ -71,7 +71,6 @@ def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
 
 
 KNOWN: Final = (
-    NANO,
     NOISE,
     _musicgen("small", 4),
     _musicgen("medium", 10),
