@@ -18,8 +18,9 @@ from domain.ports import ObjectInfo, check_key
 CHUNK: Final = 64 * 1024
 PART: Final = 8 * 1024 * 1024
 DELETED_AT_ONCE: Final = 1000
+TRIES: Final = 5
 STALE: Final = timedelta(hours=1)
-MISSING: Final = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}
 
@@ -61,7 +62,15 @@ class S3Objects:
         check_key(key)
         with self._refusals(key):
             put = self._put_parts if len(data) > PART else self._put_whole
-            return ObjectInfo(key, len(data), _etag(await put(key, data)))
+            tries = TRIES
+            while True:
+                tries -= 1
+                try:
+                    return ObjectInfo(key, len(data), _etag(await put(key, data)))
+                except ClientError as error:
+                    # A gateway over folders says so too while a delete takes the empty folder away.
+                    if _code(error) not in BOTH or not tries:
+                        raise
 
     async def stat(self, key: str) -> ObjectInfo | None:
         check_key(key)

@@ -54,9 +54,11 @@ class Proxy:
             self._writers.add(there_writer)
             if not self.down:
                 await asyncio.gather(self._pipe(reader, there_writer, counted=True), self._pipe(there_reader, writer))
+        self._writers -= pair
         for each in pair:
             each.transport.abort()
-        self._writers -= pair
+            with suppress(OSError):
+                await each.wait_closed()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False) -> None:
         with suppress(OSError):

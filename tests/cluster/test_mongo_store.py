@@ -103,16 +103,15 @@ async def test_a_history_folds_to_the_same_documents_as_in_a_file(
         Record(Position("jobs", r.position.partition, n), r.key, r.value, r.headers) for n, r in enumerate(records)
     ]
 
-    async def host(*partitions: int) -> None:
-        store = await mongo.open(VIEWS)
+    async def host(store: MongoStore, *partitions: int) -> None:
         own = [record for record in records if record.position.partition in partitions]
         for first in range(0, len(own), 70):
             await project(log, store, own[first : first + 70])
 
     async with local(tmp_path / "views.db") as clean:
         await project(log, clean, records)
-        await asyncio.gather(host(0, 1), host(2, 3), host(0, 1, 2, 3))
-        store = await mongo.open(VIEWS)
+        store, second, third = [await mongo.open(VIEWS) for _ in range(3)]
+        await asyncio.gather(host(store, 0, 1), host(second, 2, 3), host(third, 0, 1, 2, 3))
         assert await digests(store) == await digests(clean)
         assert await store.watermarks() == await clean.watermarks()
 
