@@ -21,7 +21,7 @@ DELETED_AT_ONCE: Final = 1000
 TRIES: Final = 5
 STALE: Final = timedelta(hours=1)
 MISSING: Final = {"404", "NoSuchKey", "NotFound"}
-DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}
 
 
