@@ -37,6 +37,6 @@ def build() -> PreTrainedTokenizerFast:
 def scale(width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Starting embeddings `[len(NUMBERS), width]` in which tempi that are close sound alike."""
     place = np.log(np.clip(NUMBERS, SLOWEST, FASTEST) / SLOWEST) / np.log(FASTEST / SLOWEST)
-    waves = 2 ** (np.arange(width // 2) / (width // 2) * 5)
+    waves = 2 ** (np.arange(width // 2) / (width // 2) * 4)
     phase = np.pi * place[:, None] * waves
     return np.concatenate([np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
