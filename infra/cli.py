@@ -52,7 +52,7 @@ def up(**options: Any) -> None:
 def api(**options: Any) -> None:
     """Serve the API alone: `text2song project` folds its views, `text2song work` generates."""
     settings = _settings(**options)
-    _run(lambda: _api(settings))
+    _run(lambda: _role(_api(settings)))
 
 
 @main.command()
@@ -274,12 +274,12 @@ async def _up(settings: Settings) -> None:
 
 
 async def _api(settings: Settings) -> None:
+    """Until cancelled."""
     from infra.bootstrap import answering
 
-    with _signals() as stopped:
-        async with answering(settings) as url:
-            _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
-            await stopped.wait()
+    async with answering(settings) as url:
+        _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
+        await asyncio.Event().wait()
 
 
 async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
@@ -301,10 +301,11 @@ async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
     _say("The rebuilt views serve now.")
 
 
-async def _role(work: Coroutine[Any, Any, None], announcement: str) -> None:
+async def _role(work: Coroutine[Any, Any, None], announcement: str | None = None) -> None:
     """Runs until a signal comes, or the work fails."""
     with _signals() as stopped:
-        _say(announcement)
+        if announcement is not None:
+            _say(announcement)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(work)
             waiting = tasks.create_task(stopped.wait())
