@@ -21,6 +21,8 @@ from infra.settings import Settings, explain, read
 
 NAME: Final = f"Text2Song Studio {version('text2song-studio')}"
 
+REPEAT_SECONDS: Final = 30.0
+
 console = Console()
 T = TypeVar("T")
 
@@ -29,7 +31,11 @@ T = TypeVar("T")
 @click.version_option(version("text2song-studio"))
 def main() -> None:
     """Text2Song Studio: prompts to music, on one machine or many."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_Seldom())
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
+    )
 
 
 @main.command()
@@ -312,6 +318,23 @@ async def _role(work: Coroutine[Any, Any, None], announcement: str | None = None
             await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
             running.cancel()
             waiting.cancel()
+
+
+class _Seldom(logging.Filter):
+    """Lets a client of Kafka say a thing once in a while: in an outage each says the same ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(("aiokafka", "faust", "mode")):
+            return True
+        key = (record.name, str(record.msg))
+        if record.created - self._said.get(key, 0.0) < REPEAT_SECONDS:
+            return False
+        self._said[key] = record.created
+        return True
 
 
 @contextmanager
