@@ -50,6 +50,10 @@ servers: $(STAMP) ## Start real Kafka, MongoDB and S3 on this machine, without D
 test: $(STAMP) ## Run every test
 	@$(BIN)/python -m pytest
 
+.PHONY: chaos
+chaos: $(STAMP) ## Kill every role and server in turn, KILLS=200 times, and check that nothing accepted is lost
+	@KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s tests/cluster/test_chaos.py
+
 .PHONY: lint
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check .

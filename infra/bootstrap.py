@@ -240,7 +240,7 @@ async def _answering(
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(part()) for part in (services.views.run, services.feed.run, *beside)]
         await services.feed.started.wait()
-        await services.views.caught_up(PATIENCE_SECONDS)
+        await until_done(partial(services.views.caught_up, PATIENCE_SECONDS), "The views")
         answered = tasks.create_task(server.serve(sockets=[listener]))
         try:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host

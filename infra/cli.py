@@ -21,6 +21,8 @@ from infra.settings import Settings, explain, read
 
 NAME: Final = f"Text2Song Studio {version('text2song-studio')}"
 
+REPEAT_SECONDS: Final = 30.0
+
 console = Console()
 T = TypeVar("T")
 
@@ -29,7 +31,11 @@ T = TypeVar("T")
 @click.version_option(version("text2song-studio"))
 def main() -> None:
     """Text2Song Studio: prompts to music, on one machine or many."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_Seldom())
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
+    )
 
 
 @main.command()
@@ -52,7 +58,7 @@ def up(**options: Any) -> None:
 def api(**options: Any) -> None:
     """Serve the API alone: `text2song project` folds its views, `text2song work` generates."""
     settings = _settings(**options)
-    _run(lambda: _api(settings))
+    _run(lambda: _role(_api(settings)))
 
 
 @main.command()
@@ -274,12 +280,12 @@ async def _up(settings: Settings) -> None:
 
 
 async def _api(settings: Settings) -> None:
+    """Until cancelled."""
     from infra.bootstrap import answering
 
-    with _signals() as stopped:
-        async with answering(settings) as url:
-            _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
-            await stopped.wait()
+    async with answering(settings) as url:
+        _say(f"{NAME}, its API alone, listens on [bold]{url}[/bold]; Ctrl-C stops it.")
+        await asyncio.Event().wait()
 
 
 async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
@@ -301,16 +307,34 @@ async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
     _say("The rebuilt views serve now.")
 
 
-async def _role(work: Coroutine[Any, Any, None], announcement: str) -> None:
+async def _role(work: Coroutine[Any, Any, None], announcement: str | None = None) -> None:
     """Runs until a signal comes, or the work fails."""
     with _signals() as stopped:
-        _say(announcement)
+        if announcement is not None:
+            _say(announcement)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(work)
             waiting = tasks.create_task(stopped.wait())
             await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
             running.cancel()
             waiting.cancel()
+
+
+class _Seldom(logging.Filter):
+    """Lets a client of Kafka say a thing once in a while: in an outage each says the same ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(("aiokafka", "faust", "mode")):
+            return True
+        key = (record.name, str(record.msg))
+        if record.created - self._said.get(key, 0.0) < REPEAT_SECONDS:
+            return False
+        self._said[key] = record.created
+        return True
 
 
 @contextmanager

@@ -344,5 +344,14 @@ async def _stop(producer: AIOKafkaProducer) -> None:
         sender = producer._sender.sender_task  # noqa: SLF001
         sender.cancel()
         await asyncio.wait({sender}, timeout=STOP_SECONDS)
-        producer._message_accumulator.fail_all(KafkaError(f"given up: {error!r}"))  # noqa: SLF001
+        _give_up(producer._message_accumulator, KafkaError(f"given up: {error!r}"))  # noqa: SLF001
         await producer.client.close()
+
+
+def _give_up(accumulator: Any, error: KafkaError) -> None:
+    """A batch that was to be sent again counts as pending, or aiokafka trips over it; nobody waits for its place."""
+    held = [batch for batches in accumulator._batches.values() for batch in batches]  # noqa: SLF001
+    accumulator._pending_batches.update(held)  # noqa: SLF001
+    accumulator.fail_all(error)
+    for batch in held:
+        _retrieve(batch._drain_waiter)  # noqa: SLF001

@@ -28,6 +28,7 @@ WHO: Final = "The views' host"
 BATCH: Final = 500
 WITHIN_SECONDS: Final = 0.02
 WATCHES: Final = 6
+STOP_SECONDS: Final = 10.0
 
 log: Final = logging.getLogger(__name__)
 
@@ -182,9 +183,20 @@ async def run(host: FaustHost) -> None:
         await host.start()
         await host.wait_until_stopped()
     finally:
-        await host.stop()
+        await _stop(host)
     if host.crash_reason is not None:
         raise host.crash_reason
+
+
+async def _stop(host: FaustHost) -> None:
+    """Faust waits until all that it holds is folded, which nothing can be while the log or the store is away."""
+    stopping = asyncio.create_task(host.stop())
+    await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+    if not stopping.done():
+        log.warning("%s stops with records in hand, and acknowledges none of them.", WHO)
+        logging.shutdown()
+        os._exit(os.EX_OK if host.crash_reason is None else os.EX_SOFTWARE)
+    stopping.result()
 
 
 class StalledError(Text2SongError):

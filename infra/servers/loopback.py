@@ -46,7 +46,7 @@ class State(Struct, kw_only=True):
 
     @classmethod
     def new(cls) -> Self:
-        kafka, controller, mongo, gateway = islice(_free_ports(), 4)
+        kafka, controller, mongo, gateway = islice(free_ports(), 4)
         ports: dict[Name, list[int]] = {"kafka": [kafka, controller], "mongo": [mongo], "s3": [gateway]}
         return cls(ports=ports, s3_secret_key=secrets.token_hex(16))
 
@@ -90,7 +90,7 @@ class Servers:
         with self._changing() as state:
             for name in NAMES:
                 if not _runs(name, state) and any(_taken(port) for port in state.ports[name]):
-                    state.ports[name] = list(islice(_free_ports(), len(state.ports[name])))
+                    state.ports[name] = list(islice(free_ports(), len(state.ports[name])))
             return self._start(NAMES, state)
 
     def start(self, name: Name) -> None:
@@ -236,5 +236,5 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _free_ports() -> Iterator[int]:
+def free_ports() -> Iterator[int]:
     return (port for port in random.sample(PORTS, len(PORTS)) if not _taken(port))

@@ -33,13 +33,14 @@ from domain.events import (
     encode,
 )
 from domain.jobs import JOBS, Job
-from domain.ports import Message, Record, TopicPartition
+from domain.ports import Message, TopicPartition
 from domain.prompts import PROMPTS
 from infra.kafka import KafkaAccess
 from infra.kafka_log import KafkaLog
 from infra.sqlite_store import SqliteStore
 from projections.jobs import STATS
-from projections.project import FOLDS, VIEWS, project
+from projections.project import VIEWS
+from tests.audit import is_folded, records, replayed
 from tests.cluster.projecting import Part
 from tests.conditions import eventually
 from tests.digest import digests
@@ -82,15 +83,9 @@ class Projections:
 
     async def fold(self) -> dict[str, str]:
         """The views' digests once everything on the log is folded."""
-        ends = {(topic, number): end for topic in FOLDS for number, end in (await self.log.ends(topic)).items() if end}
         store = await self.views()
-
-        async def reached() -> bool:
-            marks = await store.watermarks()
-            return all(marks.get(at, 0) >= end for at, end in ends.items())
-
         try:
-            await eventually(reached, PATIENCE)
+            await eventually(lambda: is_folded(self.log, store), PATIENCE)
             return await digests(store)
         finally:
             await store.close()
@@ -121,26 +116,6 @@ class Projections:
 
     async def views(self) -> SqliteStore:
         return await SqliteStore.open(self.part.views, VIEWS)
-
-    async def plainly(self, folder: Path) -> dict[str, str]:
-        """The digests of views folded from start to end, with nothing in the way."""
-        store = await SqliteStore.open(folder / "plain.db", VIEWS)
-        for topic in FOLDS:
-            for record in await everything(self.log, topic):
-                await project(self.log, store, [record])
-        found = await digests(store)
-        await store.close()
-        return found
-
-
-async def everything(log: KafkaLog, topic: str) -> list[Record]:
-    records: list[Record] = []
-    for partition in range(log.topics[topic].partitions):
-        offset = 0
-        while page := await log.read(topic, partition, offset):
-            records += page
-            offset = page[-1].position.offset + 1
-    return records
 
 
 async def died(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
@@ -207,9 +182,9 @@ async def test_killed_workers_with_a_failing_store_fold_what_a_plain_fold_gives(
         workers[victim].kill()
         await workers[victim].communicate()
         workers[victim] = await projections.start(instance=f"w{victim}", failures=0.05)
-    assert await projections.fold() == await projections.plainly(tmp_path)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
     folded: dict[str, Job | None] = {}
-    for record in await everything(projections.log, "jobs"):
+    for record in await records(projections.log, "jobs"):
         folded[record.key] = jobs.evolve(folded.get(record.key), decode(record))
     views = await projections.views()
     assert {job.id: job async for job in views.scan(JOBS)} == folded
@@ -233,7 +208,7 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(projections: 
     await append(projections.log, [submitted(number) for number in range(50, 60)])
     await workers[0].communicate()
     await projections.start(instance="w0")
-    assert await projections.fold() == await projections.plainly(tmp_path)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
 
 
 async def test_records_that_are_no_events_are_kept_aside_and_the_rest_is_folded(projections: Projections) -> None:
@@ -248,7 +223,7 @@ async def test_records_that_are_no_events_are_kept_aside_and_the_rest_is_folded(
     await projections.log.append([encode(created, event_id="prompt", time=TIME.format(3))])
     await projections.start()
     await projections.fold()
-    buried = await everything(projections.log, "deadletter")
+    buried = await records(projections.log, "deadletter")
     assert {(record.key.split("/")[0], record.value) for record in buried} == {
         (topic, message.value) for topic, message in odd.items()
     }
@@ -287,7 +262,7 @@ async def test_a_bug_stops_the_worker_and_the_next_one_folds_the_same_records(
     assert (status, "TypeError: a bug" in said) == (os.EX_SOFTWARE, True)
     assert not await projections.acknowledged()
     await projections.start()
-    assert await projections.fold() == await projections.plainly(tmp_path)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
 
 
 async def test_a_worker_that_hangs_ends_itself(projections: Projections) -> None:
@@ -344,7 +319,7 @@ async def test_a_worker_started_before_the_broker_waits_for_it(projections: Proj
         while b"Start Kafka, or correct the address" not in await worker.stderr.readline():
             assert worker.returncode is None
     await asyncio.to_thread(servers().start, "kafka")
-    assert await projections.fold() == await projections.plainly(tmp_path)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
 
 
 async def test_plain_faust_runs_the_same_host_from_the_settings(projections: Projections, tmp_path: Path) -> None:
@@ -360,7 +335,7 @@ async def test_plain_faust_runs_the_same_host_from_the_settings(projections: Pro
         },
     )
     projections.processes.append(worker)
-    assert await projections.fold() == await projections.plainly(tmp_path)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
     worker.terminate()
     status, said = await died(worker)
     assert status == 0, said

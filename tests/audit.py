@@ -1,0 +1,104 @@
+"""Whether a studio kept its word: what its log says, against what it agreed to, shows and stores."""
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import soundfile
+
+from domain.events import Recorded, decode
+from domain.jobs import Job, evolve
+from domain.ports import EventLog, ObjectStore, ReadStore, Record
+from infra.sqlite_store import SqliteStore
+from projections.project import FOLDS, VIEWS, project
+from tests.customer import Customer
+from tests.digest import digests
+
+ENDINGS: Final = {"JobCompleted", "JobFailed", "JobCancelled"}
+
+Folded: TypeAlias = tuple[Job, list[str]]
+
+
+async def records(log: EventLog, topic: str) -> list[Record]:
+    """Every record, partition by partition."""
+    found: list[Record] = []
+    for partition in await log.ends(topic):
+        offset = 0
+        while page := await log.read(topic, partition, offset):
+            found += page
+            offset = page[-1].position.offset + 1
+    return found
+
+
+async def jobs(log: EventLog) -> dict[str, Folded]:
+    """Every job, and the types of its events that hold."""
+    histories = defaultdict(list)
+    for record in await records(log, "jobs"):
+        histories[record.key].append(decode(record))
+    return {job_id: _fold(history) for job_id, history in histories.items()}
+
+
+def _fold(history: list[Recorded]) -> Folded:
+    job, holding = None, []
+    for recorded in history:
+        job = evolve(job, recorded)
+        assert job is not None
+        if (outcome := job.outcome(recorded.id)) and outcome.reason is None:
+            holding.append(recorded.type)
+    assert job is not None
+    return job, holding
+
+
+async def settled(log: EventLog, objects: ObjectStore) -> dict[str, Folded] | None:
+    """Every job, once none is open and no object is left that belongs to none."""
+    folded = await jobs(log)
+    if any(job.is_open for job, _ in folded.values()):
+        return None
+    possible = {key for job, _ in folded.values() for key in _keys(job)}
+    return folded if possible.issuperset(info.key for info in await objects.list("")) else None
+
+
+def _keys(job: Job) -> set[str]:
+    """The objects the job may have."""
+    paths = [] if job.status == "cancelled" else [sample.event.storage_path for sample in job.samples]
+    return {path.removesuffix("flac") + suffix for path in paths for suffix in ("flac", "json")}
+
+
+async def compare(folded: Mapping[str, Folded], customer: Customer, objects: ObjectStore) -> None:
+    """Fails unless each job the customer ordered, and no other, ended once, as agreed, with all its audio intact."""
+    assert {job_id: len(job.request.seeds) for job_id, (job, _) in folded.items()} == customer.accepted
+    for job_id, (job, holding) in folded.items():
+        assert sum(type_ in ENDINGS for type_ in holding) <= 1, holding
+        assert job.status == "cancelled" or job_id not in customer.cancelled
+        assert (job.deleted_at is not None) == (job_id in customer.deleted)
+        match job.status:
+            case "completed":
+                assert [sample.event.index for sample in job.samples] == [*range(customer.accepted[job_id])]
+            case "failed":
+                assert "vanished" in str(job.error) or "died" in str(job.error)
+        for event in (sample.event for sample in job.audible):
+            audio = b"".join([chunk async for chunk in objects.read(event.storage_path)])
+            assert (len(audio), sha256(audio).hexdigest()) == (event.size, event.sha256)
+            pcm, rate = soundfile.read(io.BytesIO(audio))
+            assert (rate, len(pcm) / rate) == (event.sample_rate, event.duration_seconds)
+
+
+async def is_folded(log: EventLog, store: ReadStore) -> bool:
+    """Whether the views hold all that is on the log."""
+    marks = await store.watermarks()
+    ends = {(topic, number): end for topic in FOLDS for number, end in (await log.ends(topic)).items() if end}
+    return all(marks.get(at, 0) >= end for at, end in ends.items())
+
+
+async def replayed(log: EventLog, folder: Path) -> dict[str, str]:
+    """The digests of views folded record by record from start to end, with nothing in the way."""
+    store = await SqliteStore.open(folder / "plain.db", VIEWS)
+    for topic in FOLDS:
+        for record in await records(log, topic):
+            await project(log, store, [record])
+    found = await digests(store)
+    await store.close()
+    return found

@@ -1,0 +1,152 @@
+"""Everything dies by SIGKILL in turn, again and again: the roles, the model's process, the broker, mongod and S3.
+
+KILLS says how often, SEED which moments.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import httpx
+
+from domain.jobs import JOBS
+from domain.ports import ObjectStore, ReadStore, Record
+from infra.servers.loopback import Servers
+from projections.audio import AUDIO
+from tests import audit
+from tests.cluster import consumer
+from tests.cluster.roles import Name, Role, studio
+from tests.conditions import eventually
+from tests.customer import PATIENCE, Customer
+from tests.digest import digests
+from tests.servers import servers
+
+KILLS: Final = int(os.environ.get("KILLS", "20"))
+SEED: Final = int(os.environ.get("SEED", Random().randrange(10**6)))
+VICTIMS: Final = ("api", "project", "work", "engine", "kafka", "mongo", "s3")
+NAMES: Final[tuple[Name, ...]] = ("api", "project", "work")
+# A worker gives up when its model dies while it is loaded; a projection, when Faust leaves it behind.
+ENDINGS: Final = {"work": {1}, "project": {os.EX_SOFTWARE}}
+CONTRACT: Final = Path(__file__).parents[1] / "golden" / "contract"
+
+
+class Killer:
+    """Waits for whoever is to die to be alive; a server that it has killed starts again at once."""
+
+    def __init__(self, roles: list[Role], there: Servers, dice: Random, tasks: asyncio.TaskGroup) -> None:
+        self._roles = roles
+        self._there = there
+        self._dice = dice
+        self._tasks = tasks
+        self._starting: dict[str, asyncio.Task[None]] = {}
+
+    async def kill(self, victim: str) -> None:
+        match victim:
+            case "kafka" | "mongo" | "s3":
+                if victim in self._starting:
+                    await self._starting[victim]
+                await asyncio.to_thread(self._there.kill, victim)
+                self._starting[victim] = self._tasks.create_task(asyncio.to_thread(self._there.start, victim))
+            case "engine":
+                await self._surely(self._any("work").kill_engine)
+            case name:
+                await self._surely(partial(self._any(name).send, signal.SIGKILL))
+
+    async def done(self) -> None:
+        await asyncio.gather(*self._starting.values())
+
+    async def _surely(self, kill: Callable[[], bool]) -> None:
+        async def killed() -> bool:
+            return kill()
+
+        await eventually(killed, PATIENCE)
+
+    def _any(self, name: str) -> Role:
+        return self._dice.choice([role for role in self._roles if role.name == name])
+
+
+def by_published_table(records: Iterable[Record]) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """Each job's statuses, one after the other, and its last state, as a reader of the contract finds them."""
+    fold = consumer.Fold(consumer.Contract(CONTRACT), "jobs")
+    statuses: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        fold.add(consumer.Record(str(record.position), record.key, record.value, dict(record.headers)))
+        status = fold.aggregates[record.key]["state"]["status"]
+        if statuses[record.key][-1:] != [status]:
+            statuses[record.key].append(status)
+    assert not fold.dead_letters
+    return {job_id: (passed, fold.aggregates[job_id]["state"]) for job_id, passed in statuses.items()}
+
+
+async def named(store: ReadStore) -> set[str]:
+    """The objects that the store's documents speak of."""
+    jobs = {job.id: job async for job in store.scan(JOBS)}
+    paths = [sample.storage_path async for sample in store.scan(AUDIO) if jobs[sample.job_id].status != "cancelled"]
+    assert len(set(paths)) == len(paths)
+    return {path.removesuffix("flac") + suffix for path in paths for suffix in ("flac", "json")}
+
+
+async def stored(objects: ObjectStore) -> set[str]:
+    return {info.key for info in await objects.list("")}
+
+
+async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_path: Path) -> None:
+    print(f"\nSEED={SEED}")
+    began, there, dice = time.monotonic(), servers(), Random(SEED)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(studio(there.addresses, tmp_path))
+        roles = [running.role(name) for name in NAMES for _ in range(2)]
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=10))
+        customer = Customer(http, Random(SEED), str(SEED))
+        customer.urls = [role.url for role in roles if role.name == "api"]
+        async with asyncio.TaskGroup() as tasks:
+            kept = [tasks.create_task(role.keep()) for role in roles]
+            killer = Killer(roles, there, dice, tasks)
+            using = [tasks.create_task(customer.order()), tasks.create_task(customer.reconsider())]
+            for victim in islice(cycle(VICTIMS), KILLS):
+                if dice.random() < 0.5:
+                    await eventually(customer.is_served, PATIENCE)
+                await asyncio.sleep(dice.uniform(0, 3))
+                print(f"{time.monotonic() - began:6.1f} s: {victim}", flush=True)
+                await killer.kill(victim)
+            await killer.done()
+            customer.leaving = True
+            await asyncio.gather(*using)
+            log, store, objects = await stack.enter_async_context(running.adapters())
+            folded = await eventually(lambda: audit.settled(log, objects), PATIENCE)
+            assert folded is not None
+            for task in kept:
+                task.cancel()
+        # What was appended in doubt may still land, until those that appended it are gone.
+        assert [await role.stop() for role in roles if role.name != "project"] == [0] * 4
+        await eventually(lambda: audit.is_folded(log, store), PATIENCE)
+        assert [await role.stop() for role in roles if role.name == "project"] == [0] * 2
+
+        await audit.compare(folded, customer, objects)
+        published = by_published_table(await audit.records(log, "jobs"))
+        assert published.keys() == customer.accepted.keys()
+        for job_id, (statuses, state) in published.items():
+            assert [status in {"completed", "failed", "cancelled"} for status in statuses].index(True) == (
+                len(statuses) - 1
+            ), statuses
+            assert len(set(state["samples"].values())) == len(state["samples"]) <= customer.accepted[job_id]
+        assert await stored(objects) == await named(store)
+        assert await digests(store) == await audit.replayed(log, tmp_path)
+
+    for role in roles:
+        assert {-signal.SIGKILL, *ENDINGS.get(role.name, ())}.issuperset(role.endings), (role.endings, role.said)
+    statuses = Counter(job.status for job, _ in folded.values())
+    print(
+        f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in statuses.items())}, "
+        f"{len(customer.deleted)} deleted; {sum(job.attempt for job, _ in folded.values())} attempts, "
+        f"{time.monotonic() - began:.0f} s"
+    )

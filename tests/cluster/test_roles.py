@@ -1,0 +1,219 @@
+"""The roles as an operator meets them: started before the servers, told to stop, left alone by a server, side by side.
+
+READS says how often one API process reads what another one wrote.
+"""
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from domain.events import PromptCreated, encode
+from domain.ports import EventLog
+from infra.servers.loopback import NAMES
+from tests import audit
+from tests.cluster.roles import PATIENCE, Role, Studio, studio
+from tests.conditions import eventually
+from tests.servers import Servers, servers
+
+READS: Final = int(os.environ.get("READS", "200"))
+AT_ONCE: Final = 8
+READABLE: Final = 200  # lines about a few outages
+TIME: Final = "2026-01-01T00:00:00.000000Z"
+SHORT: Final = {"prompt": "rain on a tin roof", "num_samples": 2, "duration": 1.0}
+LONG: Final = {**SHORT, "duration": 20.0}
+WAITS: Final = {
+    "kafka": ("The event log waits: Kafka (127.0.0.1:", "Start Kafka, or correct the address. Trying again in"),
+    "mongo": ("The read store waits: MongoDB at 127.0.0.1:", "See that it runs; try again. Trying again in"),
+    "s3": ("The object store waits: S3 at http://127.0.0.1:", "See that it runs; try again. Trying again in"),
+}
+
+
+@pytest.fixture
+def there() -> Iterator[Servers]:
+    running = servers()
+    yield running
+    running.up()
+
+
+@pytest.fixture
+async def place(there: Servers, tmp_path: Path) -> AsyncIterator[Studio]:
+    async with studio(there.addresses, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        yield client
+
+
+async def ask(http: httpx.AsyncClient, method: str, url: str, **request: Any) -> httpx.Response:
+    """The answer, once there is one that is no 503."""
+
+    async def answer() -> httpx.Response | None:
+        with suppress(httpx.TransportError):
+            found = await http.request(method, url, **request)
+            return None if found.status_code == 503 else found
+        return None
+
+    found = await eventually(answer, PATIENCE)
+    assert found is not None
+    return found
+
+
+async def completed(http: httpx.AsyncClient, url: str, job_id: str) -> dict[str, Any]:
+    async def job() -> dict[str, Any] | None:
+        found: dict[str, Any] = (await ask(http, "GET", f"{url}/jobs/{job_id}")).json()
+        assert found["status"] in {"queued", "processing", "completed"}, found
+        return found if found["status"] == "completed" else None
+
+    found = await eventually(job, PATIENCE)
+    assert found is not None
+    return found
+
+
+async def submit(http: httpx.AsyncClient, url: str, request: dict[str, Any]) -> str:
+    answer = await ask(http, "POST", f"{url}/generate", json=request)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["job_id"])
+
+
+async def test_roles_that_start_before_the_servers_say_whom_they_wait_for_and_then_work(
+    there: Servers, place: Studio, http: httpx.AsyncClient
+) -> None:
+    for name in NAMES:
+        await asyncio.to_thread(there.kill, name)
+    roles = api, project, work = [place.role("api"), place.role("project"), place.role("work")]
+    for role in roles:
+        await role.start()
+    for name in NAMES:
+        for role in (api, work) if name == "s3" else roles:
+            for part in WAITS[name]:
+                await role.says(part)
+        await asyncio.to_thread(there.start, name)
+    assert (await completed(http, api.url, await submit(http, api.url, SHORT)))["attempt"] == 1
+    assert [await role.stop() for role in (work, project, api)] == [0, 0, 0]
+    assert not [role.said for role in roles if "Traceback" in role.said]
+
+
+async def test_wrong_credentials_are_named_but_not_shown(place: Studio) -> None:
+    secret = "not-the-secret"  # noqa: S105
+    locked = place.environment["TEXT2SONG_STORE"].replace("mongodb://", f"mongodb://somebody:{secret}@")
+    refused = {
+        place.role("api", TEXT2SONG_S3_SECRET_KEY=secret): "refuses the access key 'text2song' with its secret",
+        place.role("project", TEXT2SONG_STORE=locked): "refuses this user and password",
+        place.role("work", TEXT2SONG_STORE=locked): "refuses this user and password",
+    }
+    for role in refused:
+        await role.start()
+    for role, line in refused.items():
+        await role.says(line)
+        assert await role.stop() == 0
+        assert secret not in role.said
+        assert "Traceback" not in role.said
+
+
+async def test_while_a_server_is_away_the_api_answers_503_and_the_worker_keeps_its_job(
+    there: Servers, place: Studio, http: httpx.AsyncClient
+) -> None:
+    roles = api, project, work = [place.role("api"), place.role("project"), place.role("work")]
+    for role in roles:
+        await role.start()
+    done = await completed(http, api.url, await submit(http, api.url, LONG))
+    needing: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "kafka": ("POST", "/generate", {"json": SHORT}),
+        "mongo": ("GET", "/jobs", {}),
+        "s3": ("GET", f"/audio/{done['sample_ids'][0]}/stream?format=wav", {}),
+    }
+    waiting = {
+        "kafka": (work, "waits: Kafka may not have taken the append"),
+        "mongo": (project, "The views' host waits: MongoDB at"),
+        "s3": (work, "waits: S3 at"),
+    }
+    for name in NAMES:
+        job_id = await submit(http, api.url, LONG)
+        await asyncio.to_thread(there.kill, name)
+        method, path, request = needing[name]
+        answer = await http.request(method, api.url + path, **request)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1"), answer.text
+        assert answer.json()["code"] in {"unavailable", "outcome_unknown"}
+        role, line = waiting[name]
+        await role.says(line)
+        await asyncio.to_thread(there.start, name)
+        assert (await completed(http, api.url, job_id))["attempt"] == 1
+        assert (await ask(http, method, api.url + path, **request)).is_success
+    assert not [role.said for role in roles if "Traceback" in role.said or role.said.count("\n") > READABLE]
+
+
+async def test_roles_stop_within_seconds_with_a_job_in_hand_and_every_server_away(
+    there: Servers, place: Studio, http: httpx.AsyncClient
+) -> None:
+    roles = api, *_ = [place.role("api"), place.role("project"), place.role("work")]
+    for role in roles:
+        await role.start()
+    job_id = await submit(http, api.url, LONG)
+
+    async def is_processing() -> bool:
+        return bool((await ask(http, "GET", f"{api.url}/jobs/{job_id}")).json()["status"] == "processing")
+
+    await eventually(is_processing, PATIENCE)
+    for name in NAMES:
+        await asyncio.to_thread(there.kill, name)
+    assert await asyncio.gather(*(role.stop() for role in roles)) == [0, 0, 0]
+    assert not [role.said for role in roles if "Traceback" in role.said]
+
+
+async def test_two_workers_carry_out_each_job_once(place: Studio, http: httpx.AsyncClient) -> None:
+    roles = api, *_ = [place.role("api"), place.role("project"), place.role("work"), place.role("work")]
+    for role in roles:
+        await role.start()
+
+    async def are_ready() -> bool:
+        return len((await ask(http, "GET", f"{api.url}/health/ready")).json()["workers"]) == 2
+
+    await eventually(are_ready, PATIENCE)
+    ordered = [await submit(http, api.url, SHORT) for _ in range(5)]
+    for job_id in ordered:
+        await completed(http, api.url, job_id)
+    assert [await role.stop() for role in roles] == [0] * len(roles)
+    async with place.adapters() as (log, _, _):
+        made = [json.loads(record.value or b"") for record in await audit.records(log, "jobs")]
+        folded = await audit.jobs(log)
+    generated = Counter((event["job_id"], event["index"]) for event in made if event["type"] == "SampleGenerated")
+    assert generated == Counter({(job_id, index): 1 for job_id in ordered for index in range(2)})
+    assert {job_id: holding.count("JobStarted") for job_id, (_, holding) in folded.items()} == dict.fromkeys(ordered, 1)
+
+
+async def test_what_one_api_process_wrote_another_one_shows(place: Studio, http: httpx.AsyncClient) -> None:
+    apis = [place.role("api"), place.role("api")]
+    for role in (*apis, place.role("project"), place.role("project")):
+        await role.start()
+    numbers = iter(range(READS))
+
+    async def check(api: Role, prompt_id: str, text: str, position: str) -> None:
+        headers = {"If-Event-Position": position}
+        read = await ask(http, "GET", f"{api.url}/prompts/{prompt_id}", headers=headers)
+        assert (read.status_code, read.json().get("text")) == (200, text), read.text
+
+    async def write_and_read(log: EventLog) -> None:
+        for number in numbers:
+            writer, reader = apis[number % 2], apis[1 - number % 2]
+            text = f"rain on a tin roof, take {number}"
+            written = await ask(http, "POST", f"{writer.url}/prompts", json={"text": text})
+            await check(reader, written.json()["id"], text, written.headers["X-Event-Position"])
+            # The API had waited for its own views; this writer waits for nobody.
+            created = PromptCreated(prompt_id=f"prompt-{number}", text=text)
+            [position] = await log.append([encode(created, event_id=f"event-{number}", time=TIME)])
+            await check(reader, created.prompt_id, text, str(position))
+
+    async with place.adapters() as (log, _, _):
+        await asyncio.gather(*(write_and_read(log) for _ in range(AT_ONCE)))
+    assert [await role.stop() for role in place.roles] == [0] * 4

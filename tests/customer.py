@@ -1,0 +1,88 @@
+"""Somebody who uses a studio that keeps dying, by its documented ways alone, and remembers what was agreed."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from random import Random
+from typing import Any, Final
+
+import httpx
+
+from domain.jobs import OPEN
+
+IN_FLIGHT: Final = 20
+PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
+DELETED: Final = 0.3
+
+
+class Customer:
+    """Keeps the queue filled, now and then thinks better of a job, and repeats every request until it is answered.
+
+    `urls` are the studio's doors: each try goes to any of them. `accepted` has each job's number of samples.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, dice: Random, name: str) -> None:
+        self.urls: Sequence[str] = [""]
+        self.leaving = False
+        self.accepted: dict[str, int] = {}
+        self.cancelled: set[str] = set()
+        self.deleted: set[str] = set()
+        self._http = http
+        self._dice = dice
+        self._name = name
+
+    async def order(self) -> None:
+        ordered = 0
+        while not self.leaving:
+            counts = (await self._ask("GET", "/jobs/stats")).json()["counts"]
+            missing = IN_FLIGHT - sum(counts.get(status, 0) for status in OPEN)
+            await asyncio.gather(*(self._submit(f"{self._name}-{ordered + number}") for number in range(missing)))
+            ordered += max(missing, 0)
+            await asyncio.sleep(0.2)
+
+    async def reconsider(self) -> None:
+        while not self.leaving:
+            await asyncio.sleep(self._dice.uniform(0, 8))
+            status = self._dice.choice(["queued", "processing"])
+            if not (jobs := (await self._ask("GET", "/jobs", params={"status": status})).json()["items"]):
+                continue
+            job_id = self._dice.choice(jobs)["id"]
+            if self._dice.random() < DELETED:
+                done = await self._ask("DELETE", f"/jobs/{job_id}", or_else=404)  # by a try whose answer was lost
+                self.deleted.add(job_id)
+                assert (await self._look(job_id, done)).status_code == 404
+            else:
+                done = await self._ask("DELETE", f"/generate/{job_id}", or_else=409)
+                # After a 202 the job may turn out to have been over before.
+                if (await self._look(job_id, done)).json()["status"] in {"cancelling", "cancelled"}:
+                    self.cancelled.add(job_id)
+
+    async def is_served(self) -> bool:
+        with suppress(httpx.TransportError):
+            return (await self._http.get(f"{self._dice.choice(self.urls)}/health/ready")).status_code == 200
+        return False
+
+    async def _submit(self, key: str) -> None:
+        samples, duration = self._dice.choice([1, 2]), self._dice.uniform(1, 2)
+        request = {"prompt": f"rain on a tin roof, take {key}", "num_samples": samples, "duration": duration}
+        answer = await self._ask("POST", "/generate", json=request, headers={"Idempotency-Key": key})
+        self.accepted[answer.json()["job_id"]] = samples
+
+    async def _look(self, job_id: str, since: httpx.Response) -> httpx.Response:
+        """The job with what that answer was about."""
+        position = since.headers.get("X-Event-Position")
+        headers = {"If-Event-Position": position} if position else {}
+        return await self._ask("GET", f"/jobs/{job_id}", or_else=404, headers=headers)
+
+    async def _ask(self, method: str, path: str, *, or_else: int = 200, **request: Any) -> httpx.Response:
+        """The first answer that is a success, or the other one that fits."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(httpx.TransportError):
+                    answer = await self._http.request(method, self._dice.choice(self.urls) + path, **request)
+                    if answer.is_success or answer.status_code == or_else:
+                        return answer
+                    assert answer.status_code == 503, f"{method} {path}: {answer.status_code} {answer.text}"
+                    assert "Retry-After" in answer.headers
+                await asyncio.sleep(0.1)
