@@ -144,9 +144,9 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
 
     for role in roles:
         assert {-signal.SIGKILL, *ENDINGS.get(role.name, ())}.issuperset(role.endings), (role.endings, role.said)
-    statuses = Counter(job.status for job, _ in folded.values())
+    ended = Counter(job.status for job, _ in folded.values())
     print(
-        f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in statuses.items())}, "
+        f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in ended.items())}, "
         f"{len(customer.deleted)} deleted; {sum(job.attempt for job, _ in folded.values())} attempts, "
         f"{time.monotonic() - began:.0f} s"
     )
