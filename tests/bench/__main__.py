@@ -1,4 +1,4 @@
-"""`python -m tests.bench [name ...]` measures everything, or what is named."""
+"""`python -m tests.bench [name ...]` measures everything, or whatever begins with a name given."""
 
 import os
 import platform
@@ -7,20 +7,24 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import apsw
+import pytest
 
 from tests import bench
 
 
 def main() -> None:
     known = [module.name for module in iter_modules(bench.__path__) if module.name != "__main__"]
-    names = sys.argv[1:] or known
-    if unknown := set(names).difference(known):
-        sys.exit(f"There is no bench {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+    names = [name for name in known if name.startswith(tuple(sys.argv[1:]) or "")]
+    if unknown := [given for given in sys.argv[1:] if not any(name.startswith(given) for name in names)]:
+        sys.exit(f"There is no bench {', '.join(unknown)}; there are {', '.join(known)}.")
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}")
     for name in names:
         module = import_module(f"tests.bench.{name}")
         print(f"\n{name}: {module.__doc__}\n")
-        module.main()
+        try:
+            module.main()
+        except pytest.skip.Exception as skipped:
+            print(skipped)
 
 
 if __name__ == "__main__":
