@@ -103,6 +103,7 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
     print(f"\nSEED={SEED}")
     began, there, dice = time.monotonic(), servers(), Random(SEED)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, there.up)
         running = await stack.enter_async_context(studio(there.addresses, tmp_path))
         roles = [running.role(name) for name in NAMES for _ in range(2)]
         http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=10))

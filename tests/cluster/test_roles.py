@@ -39,6 +39,7 @@ WAITS: Final = {
 @pytest.fixture
 def there() -> Iterator[Servers]:
     running = servers()
+    running.up()
     yield running
     running.up()
 
