@@ -11,6 +11,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.status_codes import HTTP_204_NO_CONTENT
 
 from api.jobs import body, load
+from api.positions import WAIT_SECONDS
 from api.services import Injected, Services
 from domain.events import JobCancelRequested, JobProgressed, Recorded, decode
 from domain.jobs import Job, evolve
@@ -59,6 +60,7 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
             if recorded.position.offset > (-1 if last is None else last) and (
                 change := _change(services, before, job, recorded)
             ):
+                await services.views.wait([recorded.position], WAIT_SECONDS)
                 yield change
         while job and job.is_open and not job.deleted_at:
             try:
@@ -75,6 +77,8 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
                 continue
             before, job = job, evolve(job, news)
             if change := _change(services, before, job, news):
+                # Whoever hears of it can read what it speaks of.
+                await services.views.wait([news.position], WAIT_SECONDS)
                 yield change
 
 

@@ -124,6 +124,9 @@ class StudioClient:
                 break
             await asyncio.sleep(1)
         await self._check(response)
+        if position := response.headers.get("X-Event-Position"):
+            # From now on the studio, whichever process of it answers, waits until it can show this.
+            self._http.headers["If-Event-Position"] = position
         return msgspec.json.decode(response.content, type=dict[str, Any])
 
     async def _check(self, response: httpx.Response) -> None:
