@@ -43,7 +43,7 @@ from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.loading import load
 from workers.generation import GenerationWorker
 
-A = TypeVar("A", EventLog, ReadStore, ObjectStore)
+A = TypeVar("A", bound=EventLog | ReadStore | ObjectStore)
 
 PATIENCE_SECONDS: Final = 5.0
 DATABASE: Final = "text2song"
@@ -58,6 +58,13 @@ async def adapters(settings: Settings) -> AsyncIterator[tuple[EventLog, ReadStor
             await _opened(stack, _store(settings)),
             await _opened(stack, _objects(settings)),
         )
+
+
+@contextlib.asynccontextmanager
+async def _log_and_store(settings: Settings) -> AsyncIterator[tuple[EventLog, ReadStore]]:
+    """All that folding takes."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield await _opened(stack, _log(settings)), await _opened(stack, _store(settings))
 
 
 async def _opened(stack: contextlib.AsyncExitStack, opening: Awaitable[A]) -> A:
@@ -76,7 +83,12 @@ async def _log(settings: Settings) -> EventLog:
 async def _store(settings: Settings) -> ReadStore:
     if settings.store == "sqlite":
         return await SqliteStore.open(_folder(settings) / "views.db", VIEWS)
-    return await until_done(partial(MongoStore.open, *mongo(settings), VIEWS), "The read store")
+    return await _mongo_store(settings)
+
+
+async def _mongo_store(settings: Settings, *, outdated: bool = False) -> MongoStore:
+    opening = partial(MongoStore.open, *mongo(settings), VIEWS, outdated=outdated)
+    return await until_done(opening, "The read store")
 
 
 async def _objects(settings: Settings) -> ObjectStore:
@@ -157,7 +169,7 @@ async def fold(settings: Settings) -> None:
     if settings.log != "sqlite":
         await faust_app.run(projection_host(settings))
         return
-    async with adapters(settings) as (log, store, _):
+    async with _log_and_store(settings) as (log, store):
         await LocalHost(log, store).run()
 
 
@@ -172,24 +184,16 @@ async def rebuild(
         )
     async with contextlib.AsyncExitStack() as stack:
         log = await _opened(stack, _log(settings))
-        opening = partial(MongoStore.open, *mongo(settings), VIEWS, outdated=True)
-        store = await until_done(opening, "The read store")
-        stack.push_async_callback(store.close)
+        store = await _opened(stack, _mongo_store(settings, outdated=True))
         return await rebuilding.rebuild(log, store, topics, progress)
 
 
 def projection_host(settings: Settings) -> FaustHost:
     """The views' host of a cluster, not yet connected to anything."""
-
-    @contextlib.asynccontextmanager
-    async def log_and_store() -> AsyncIterator[tuple[EventLog, ReadStore]]:
-        async with contextlib.AsyncExitStack() as stack:
-            yield await _opened(stack, _log(settings)), await _opened(stack, _store(settings))
-
     access = kafka(settings)
     return FaustHost(
         access.servers,
-        log_and_store,
+        partial(_log_and_store, settings),
         instance=settings.instance or socket.gethostname(),
         prefix=settings.kafka_prefix,
         credentials=access.faust_credentials(),

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from domain.errors import Text2SongError, UnavailableError
-from infra.settings import Settings, explain, read
+from infra.settings import Settings, explain, masked, read
 
 NAME: Final = f"Text2Song Studio {version('text2song-studio')}"
 
@@ -358,9 +358,9 @@ def _signals() -> Iterator[asyncio.Event]:
 
 def _places(settings: Settings) -> str:
     """Where the log, the store and the objects are, without passwords."""
-    shown = {setting.name: setting.value for setting in explain(os.environ)}
-    away = [shown[name] for name in ("log", "store", "objects") if "://" in getattr(settings, name)]
-    here = [str(settings.folder.resolve())] if len(away) < 3 else []
+    places = {name: getattr(settings, name) for name in ("log", "store", "objects")}
+    away = [masked(name, place) for name, place in places.items() if "://" in place]
+    here = [str(settings.folder.resolve())] if len(away) < len(places) else []
     return ", ".join(away + here)
 
 

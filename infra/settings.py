@@ -87,30 +87,41 @@ class Setting(Struct, frozen=True):
 
 def read(environment: Mapping[str, str], **overrides: object) -> Settings:
     """Overrides that are None count as not given. Raises InvalidError naming what does not fit, and where it stands."""
+    return _convert(_layers(environment, overrides))
+
+
+def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting]:
+    """Every setting, in order. Raises as `read` does."""
     values = _layers(environment, overrides)
+    settings = _convert(values)
+    hints = get_type_hints(Settings, include_extras=True)
+    return [
+        Setting(
+            name=name,
+            value=masked(name, str(value)) if (value := getattr(settings, name)) is not None else "",
+            meaning=next(meta.description for meta in hints[name].__metadata__ if meta.description),
+            origin=_place(name, values[name][1]) if name in values else "default",
+        )
+        for name in Settings.__struct_fields__
+    ]
+
+
+def masked(name: str, value: str) -> str:
+    """The setting's value without what is secret in it."""
+    if name.endswith(("password", "secret_key")):
+        return HIDDEN
+    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", rf"\1:{HIDDEN}@", value)
+
+
+def _convert(values: Mapping[str, tuple[Any, str]]) -> Settings:
     try:
         return msgspec.convert({name: value for name, (value, _) in values.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
         value, origin = values[name]
-        shown = _shown(name, value) if isinstance(value, str) else value
+        shown = masked(name, value) if isinstance(value, str) else value
         raise InvalidError([Fault(f"/{name}", f"{_place(name, origin)} is {shown!r}: {message}.")]) from None
-
-
-def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting]:
-    """Every setting, in order. Raises as `read` does."""
-    settings, values = read(environment, **overrides), _layers(environment, overrides)
-    hints = get_type_hints(Settings, include_extras=True)
-    return [
-        Setting(
-            name=name,
-            value=_shown(name, str(value)) if (value := getattr(settings, name)) is not None else "",
-            meaning=next(meta.description for meta in hints[name].__metadata__ if meta.description),
-            origin=_place(name, values[name][1]) if name in values else "default",
-        )
-        for name in Settings.__struct_fields__
-    ]
 
 
 def _layers(environment: Mapping[str, str], overrides: Mapping[str, object]) -> dict[str, tuple[Any, str]]:
@@ -146,9 +157,3 @@ def _place(name: str, origin: str) -> str:
             return "--" + name.replace("_", "-")
         case file:
             return f"{name} in {file}"
-
-
-def _shown(name: str, value: str) -> str:
-    if name.endswith(("password", "secret_key")):
-        return HIDDEN
-    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", rf"\1:{HIDDEN}@", value)

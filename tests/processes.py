@@ -10,7 +10,8 @@ from uuid import uuid4
 
 from msgspec import Struct
 
-from tests.servers import ROOT, servers
+from infra.servers.addresses import Addresses
+from tests.servers import ROOT
 
 
 class Role(Struct, frozen=True):
@@ -24,12 +25,13 @@ class Role(Struct, frozen=True):
         return next(word for word in self.said.split() if word.startswith("http")).rstrip(";")
 
 
-def fresh() -> dict[str, str]:
-    """The settings of another studio on the servers: with topics and a database of its own."""
-    name, addresses = f"studio-{uuid4().hex}", servers().addresses
+def fresh(addresses: Addresses) -> dict[str, str]:
+    """The settings of another studio on the servers: with topics, a database and a bucket of its own."""
+    name = f"studio-{uuid4().hex}"
     return addresses.environment() | {
         "TEXT2SONG_KAFKA_PREFIX": f"{name}.",
         "TEXT2SONG_STORE": urlsplit(addresses.mongo)._replace(path=f"/{name}").geturl(),
+        "TEXT2SONG_OBJECTS": f"s3://{name}",
         "TEXT2SONG_PORT": "0",
     }
 

@@ -20,6 +20,7 @@ from infra.settings import Settings, read
 from projections.audio import AUDIO, AudioSample, GenerationParams
 from tests.conditions import eventually_sync
 from tests.processes import fresh, running
+from tests.servers import servers
 
 MEBIBYTE: Final = 1024 * 1024
 SIZE: Final = int(os.environ.get("MEBIBYTES", "256")) * MEBIBYTE
@@ -102,7 +103,7 @@ def main() -> None:
     if program is None:
         print("nginx is not here: apt-get install nginx-light")
         return
-    settings, content = fresh(), os.urandom(SIZE)
+    settings, content = fresh(servers().addresses), os.urandom(SIZE)
     asyncio.run(keep(read(settings), content))
     with tempfile.TemporaryDirectory() as name, running("api", settings) as api:
         folder = Path(name)

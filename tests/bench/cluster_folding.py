@@ -25,7 +25,7 @@ from projections.rebuild import Progress, rebuild
 from tests.bench.read_side import completed, history
 from tests.conditions import eventually
 from tests.processes import fresh, running
-from tests.servers import ROOT
+from tests.servers import ROOT, servers
 
 EVENTS: Final = int(os.environ.get("EVENTS", "50_000"))
 ROUNDS: Final = 3
@@ -140,7 +140,7 @@ async def measure_live(events: list[Message]) -> None:
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for name, host in (("faust", by_faust), ("plain", by_plain_consumer)):
-            environment = fresh()
+            environment = fresh(servers().addresses)
             with host(environment):
                 async with adapters(read(environment)) as (log, store, _objects):
                     rates.setdefault(name, []).append(await live(log, store, events))
@@ -150,7 +150,7 @@ async def measure_live(events: list[Message]) -> None:
 
 
 async def measure_rebuild(events: list[Message]) -> None:
-    settings = read(fresh())
+    settings = read(fresh(servers().addresses))
     rounds = []
     async with adapters(settings) as (log, store, _):
         assert isinstance(store, MongoStore)

@@ -16,6 +16,7 @@ from infra.settings import read
 from projections.project import project
 from tests.bench.read_side import PARTITIONS, Request, cancelled, history, interleaved, placed
 from tests.processes import fresh, running
+from tests.servers import servers
 
 SHORT: Final = 1_000
 LONG: Final = int(os.environ.get("JOBS", "1_000_000"))
@@ -68,7 +69,7 @@ def main() -> None:
     with ExitStack() as stack:
         urls = []
         for jobs in (SHORT, LONG):
-            settings = fresh()
+            settings = fresh(servers().addresses)
             asyncio.run(fill(settings, jobs))
             urls.append(stack.enter_context(running("api", settings)).url)
         asyncio.run(measure(*urls))

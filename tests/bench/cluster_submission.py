@@ -16,6 +16,7 @@ from infra.kafka_log import KafkaLog
 from infra.settings import Settings, read
 from tests.bench.read_side import Request, interleaved
 from tests.processes import fresh, running
+from tests.servers import servers
 
 CLIENTS: Final = (1, 16, 64)
 ROUNDS: Final = 10
@@ -91,6 +92,6 @@ async def measure(settings: Settings, url: str) -> None:
 
 
 def main() -> None:
-    settings = fresh()
+    settings = fresh(servers().addresses)
     with running("project", settings), running("api", settings) as api:
         asyncio.run(measure(read(settings), api.url))

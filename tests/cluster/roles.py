@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
-from uuid import uuid4
 
 from domain.ports import EventLog, ObjectStore, ReadStore
 from infra.bootstrap import adapters
@@ -16,10 +15,11 @@ from infra.servers.addresses import Addresses
 from infra.servers.loopback import free_ports
 from infra.settings import read
 from tests.conditions import eventually
+from tests.processes import fresh
+from tests.servers import ROOT
 
 Name: TypeAlias = Literal["api", "project", "work"]
 
-ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
 
 
@@ -106,16 +106,12 @@ class Studio:
     def __init__(self, addresses: Addresses, folder: Path) -> None:
         self.roles: list[Role] = []
         self._folder = folder
-        name = f"studio-{uuid4().hex}"
-        self.prefix = f"{name}."
-        self.environment = addresses.environment() | {
-            "TEXT2SONG_STORE": addresses.mongo.replace("/?", f"/{name}?"),
-            "TEXT2SONG_OBJECTS": f"s3://{name}",
-            "TEXT2SONG_KAFKA_PREFIX": self.prefix,
+        self.environment = fresh(addresses) | {
             "TEXT2SONG_LEASE_SECONDS": "3",
             "TEXT2SONG_MODEL": "text2song/wiring-noise",
             "TEXT2SONG_DEVICE": "cpu",
         }
+        self.prefix = self.environment["TEXT2SONG_KAFKA_PREFIX"]
 
     def role(self, name: Name, **environment: str) -> Role:
         """One more, not yet started."""
