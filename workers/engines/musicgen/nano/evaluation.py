@@ -97,7 +97,8 @@ def evaluate(checkpoint: Path, folder: Path, count: int = PROMPTS) -> Iterator[t
     @torch.inference_mode()
     def through_codec(_: int, song: Song) -> Signal:
         audio = torch.from_numpy(play(song))[None]
-        sound = codec.decode(network, quantiser(codec.encode(network, audio)), 1)
+        _, latents = quantiser(codec.encode(network, audio))
+        sound = codec.decode(network, latents, 1)
         return np.asarray(sound[0, : audio.shape[1]].numpy(), np.float32)
 
     yield "ceiling: the song through the codec", judged(judge, asked, through_codec)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from workers.engines.musicgen.nano.instruments import RATE, Signal
 from workers.engines.musicgen.nano.songs import FASTEST, LEADS, SLOWEST, Song, compose, play
+from workers.engines.musicgen.nano.spectra import pitch_classes, spectrum
 
 HOP: Final = 160
 BANDS: Final = 64
@@ -67,9 +68,8 @@ _EDGES: Final = 40 * (7600 / 40) ** (np.arange(BANDS + 1) / BANDS)
 
 def bands(audio: Signal) -> Signal:
     """Magnitudes `[BANDS, frames]` of bands of equal musical width, a frame every HOP samples."""
-    sound = torch.from_numpy(np.ascontiguousarray(audio))
     size = 1024
-    magnitude = torch.stft(sound, size, HOP, window=torch.hann_window(size), return_complex=True).abs().numpy()
+    magnitude = spectrum(torch.from_numpy(np.ascontiguousarray(audio)), size, HOP).numpy()
     frequency = np.fft.rfftfreq(size, 1 / RATE)
     place = np.clip(np.searchsorted(_EDGES, frequency, "right") - 1, 0, BANDS - 1)
     weights = (place[None] == np.arange(BANDS)[:, None]) / (np.bincount(place, minlength=BANDS)[:, None] + 1e-9)
@@ -153,17 +153,9 @@ def hear(audio: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     levels = np.log(bands(audio) + 1e-4)
     levels = levels[:, : levels.shape[1] // 4 * 4].reshape(BANDS, -1, 4).mean(-1)
     levels = (levels - levels.mean()) / (levels.std() + 1e-6)
-    size = 8192
-    sound = torch.from_numpy(np.ascontiguousarray(audio))
-    energy = torch.stft(sound, size, 2048, window=torch.hann_window(size), return_complex=True).abs().numpy()
-    frequency = np.fft.rfftfreq(size, 1 / RATE)
-    folded = np.zeros((2, 12))
-    for part, (low, high) in enumerate(((50, 170), (170, 1500))):
-        heard = (frequency > low) & (frequency < high)
-        classes = np.round(69 + 12 * np.log2(frequency[heard] / 440)).astype(int) % 12
-        np.add.at(folded[part], classes, np.sqrt(energy[heard]).sum(1))
-        folded[part] /= np.linalg.norm(folded[part]) + 1e-9
-    return torch.from_numpy(levels).float(), torch.from_numpy(folded).float()
+    sizes = spectrum(torch.from_numpy(np.ascontiguousarray(audio)), 8192).sqrt()
+    parts = [pitch_classes(sizes, low, high).sum(-1) for low, high in ((50, 170), (170, 1500))]
+    return torch.from_numpy(levels).float(), functional.normalize(torch.stack(parts), dim=1)
 
 
 def _worn(levels: torch.Tensor) -> torch.Tensor:

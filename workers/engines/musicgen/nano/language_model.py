@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import EncodecModel, MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
+from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import BOOKS, CODES, encode
@@ -66,10 +66,16 @@ def build() -> tuple[Any, Any]:
     network.decoder.set_attn_implementation("sdpa")
     network.generation_config.update(pad_token_id=CODES, bos_token_id=CODES, decoder_start_token_id=CODES)
     with torch.no_grad():
-        embedding = network.text_encoder.get_input_embeddings().weight
-        first = tokenizer.convert_tokens_to_ids(str(words.NUMBERS[0]))
-        embedding[first : first + len(words.NUMBERS)] = torch.from_numpy(words.scale(embedding.shape[1]))
+        tempi = _tempi(network, tokenizer)
+        tempi.copy_(torch.from_numpy(words.scale(tempi.shape[1])))
     return network, tokenizer
+
+
+def _tempi(network: Any, tokenizer: Any) -> torch.Tensor:
+    """The embeddings of words.NUMBERS, in their place."""
+    embedding: torch.Tensor = network.text_encoder.get_input_embeddings().weight
+    first = tokenizer.convert_tokens_to_ids(str(words.NUMBERS[0]))
+    return embedding[first : first + len(words.NUMBERS)]
 
 
 def prepare(folder: Path, weights: Path, clips: int) -> torch.Tensor:
@@ -87,14 +93,9 @@ def prepare(folder: Path, weights: Path, clips: int) -> torch.Tensor:
 def _prepare(chunk: tuple[Path, Path, int]) -> None:
     path, weights, first = chunk
     torch.set_num_threads(1)
-    network: Any = EncodecModel(codec.config())
-    network.load_state_dict(load_file(weights))
-    network.eval()
-    quantiser = codec.quantiser_of(network)
-    codes = [
-        quantiser.codes(encode(network, torch.from_numpy(play(compose(seed)))[None]))
-        for seed in range(first, first + CHUNK)
-    ]
+    network, quantiser = codec.load(weights)
+    songs = (torch.from_numpy(play(compose(seed)))[None] for seed in range(first, first + CHUNK))
+    codes = [quantiser(encode(network, song))[0] for song in songs]
     partial = path.with_suffix(".partial.npy")
     np.save(partial, torch.stack(codes).short().numpy())
     partial.replace(path)
@@ -182,10 +183,8 @@ def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -
 def write(network: Any, tokenizer: Any, folder: Path) -> None:
     """The checkpoint in half precision; a tempo beyond those of the songs is read as the nearest of them."""
     with torch.no_grad():
-        embedding = network.text_encoder.get_input_embeddings().weight
-        first = tokenizer.convert_tokens_to_ids(str(words.NUMBERS[0]))
-        held = [first - words.NUMBERS[0] + min(max(number, SLOWEST), FASTEST) for number in words.NUMBERS]
-        embedding[first : first + len(held)] = embedding[held]
+        tempi = _tempi(network, tokenizer)
+        tempi.copy_(tempi[[min(max(number, SLOWEST), FASTEST) - words.NUMBERS[0] for number in words.NUMBERS]])
     network.eval().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
