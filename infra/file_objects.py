@@ -16,7 +16,7 @@ from domain.ports import ObjectInfo, check_key
 
 CHUNK: Final = 64 * 1024
 TEMPORARY: Final = ".put-"
-STALE_SECONDS: Final = 3600.0
+STALE_SECONDS: Final = 24 * 3600.0
 TRIES: Final = 20
 
 

@@ -19,7 +19,7 @@ CHUNK: Final = 64 * 1024
 PART: Final = 8 * 1024 * 1024
 DELETED_AT_ONCE: Final = 1000
 TRIES: Final = 5
-STALE: Final = timedelta(hours=1)
+STALE: Final = timedelta(days=1)
 MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}

@@ -70,11 +70,13 @@ async def statistics(store: ReadStore, now: datetime) -> Statistics:
     for part in parts:
         counts.update(part.counts)
     completed = counts["completed"]
-    since = _minute((now - WINDOW).isoformat())
+    since, until = _minute((now - WINDOW).isoformat()), _minute(now.isoformat())
     return Statistics(
         counts=dict(counts),
         average_processing_seconds=sum(part.processing_ms for part in parts) / completed / 1000 if completed else None,
-        throughput_per_hour=sum(n for part in parts for minute, n in part.completions.items() if minute > since),
+        throughput_per_hour=sum(
+            n for part in parts for minute, n in part.completions.items() if since < minute <= until
+        ),
     )
 
 
@@ -115,7 +117,8 @@ def _audio_differs(before: Job | None, after: Job) -> bool:
 
 
 def _milliseconds(start: str, end: str) -> int:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)) // timedelta(milliseconds=1)
+    """Not below zero, whatever the clock did in between."""
+    return max(0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)) // timedelta(milliseconds=1))
 
 
 def _minute(time: str) -> str:

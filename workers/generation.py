@@ -19,6 +19,7 @@ import msgspec
 from domain import jobs
 from domain.events import (
     Event,
+    JobAttemptFailed,
     JobCancelled,
     JobCompleted,
     JobFailed,
@@ -104,6 +105,7 @@ class GenerationWorker:
         self._jobs: dict[str, Job] = {}
         self._closed: dict[str, None] = {}
         self._heard: dict[str, float] = {}
+        self._resting: dict[str, float] = {}
         self._frontier = Frontier()
         self._running: _Run | None = None
 
@@ -154,6 +156,12 @@ class GenerationWorker:
         job = jobs.evolve(self._jobs.get(recorded.key), recorded)
         if job is None:
             return
+        if job.retry_at and isinstance(recorded.event, JobAttemptFailed):
+            # Both moments are of one clock, and the wait is spent by another that never jumps.
+            wait = datetime.fromisoformat(job.retry_at) - datetime.fromisoformat(recorded.time)
+            self._resting[job.id] = time.monotonic() + wait.total_seconds()
+        elif not job.retry_at:
+            self._resting.pop(job.id, None)
         if job.is_open:
             self._jobs[job.id] = job
             if job.worker_id:
@@ -192,20 +200,20 @@ class GenerationWorker:
                 await self._frontier.moved()
 
     def _next_job(self) -> Job | None:
-        now, silence = self._journal.now(), time.monotonic() - self._lease
-        free = [job for job in self._jobs.values() if self._is_free(job, now, silence)]
+        now = time.monotonic()
+        free = [job for job in self._jobs.values() if self._is_free(job, now)]
         return min(
             free,
             key=lambda job: (job.status != "cancelling", -job.request.priority, job.created_at, job.id),
             default=None,
         )
 
-    def _is_free(self, job: Job, now: str, silence: float) -> bool:
+    def _is_free(self, job: Job, now: float) -> bool:
         """Asked only with no job in hand: one that this worker holds nevertheless was dropped by a fault."""
-        abandoned = job.worker_id == self.id or self._heard.get(job.worker_id or "", 0.0) < silence
+        abandoned = job.worker_id == self.id or self._heard.get(job.worker_id or "", 0.0) < now - self._lease
         match job.status:
             case "queued":
-                return job.request.model_id == self._model_id and (job.retry_at or "") <= now
+                return job.request.model_id == self._model_id and self._resting.get(job.id, now) <= now
             case _:
                 return abandoned
 

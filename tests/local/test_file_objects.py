@@ -38,9 +38,9 @@ async def test_a_put_that_never_ended_is_swept_once_it_is_old(root: Path) -> Non
     old, young = root / "songs/.put-old", root / "songs/.put-young"
     for path in (old, young):
         path.write_bytes(b"half")
-    hours_ago = time.time() - 2 * 3600
+    days_ago = time.time() - 2 * 24 * 3600
     for path in (old, root / "songs/kept"):
-        os.utime(path, (hours_ago, hours_ago))
+        os.utime(path, (days_ago, days_ago))
     objects = await FileObjects.open(root)
     assert files(root) == ["songs", "songs/.put-young", "songs/kept"]
     assert [info.key for info in await objects.list("")] == ["songs/kept"]

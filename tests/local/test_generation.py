@@ -2,18 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from domain.errors import UnavailableError
-from domain.events import JobCancelRequested, JobDeleted, JobStarted, SampleGenerated
+from domain.events import JobCancelRequested, JobDeleted, JobStarted, SampleGenerated, timestamp
 from domain.jobs import MAX_LOST, Job
 from domain.ports import ObjectInfo
 from infra.file_objects import FileObjects
 from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine, out_of_memory
-from tests.local.parts import Parts, open_parts, stop
+from tests.local.parts import LEASE, Parts, open_parts, stop
 from workers.engine import EngineError
 
 
@@ -66,6 +67,36 @@ async def test_a_transient_failure_is_tried_again_and_keeps_what_was_made(parts:
         await parts.submit("j1")
         job = await parts.when("j1", "completed")
     assert (job.attempt, job.failures, job.error) == (2, 1, None)
+
+
+@pytest.mark.parametrize("jump", [timedelta(hours=1), timedelta(hours=-1)])
+async def test_a_clock_that_jumps_an_hour_and_back_delays_no_retry_and_takes_no_job_away(
+    parts: Parts, jump: timedelta
+) -> None:
+    clock, shift = parts.journal.now, jump
+    parts.journal.now = lambda: timestamp(datetime.fromisoformat(clock()) + shift)
+    engine, idle = ScriptedEngine(), ScriptedEngine()
+    engine.faults = [out_of_memory()]
+    engine.close_after(0)
+    async with parts.working(engine):
+        await parts.submit("j1", seeds=[1])
+
+        async def failed() -> bool:
+            return "job.attempt.failed.v1" in await parts.history("j1")
+
+        await eventually(failed)
+        shift = timedelta()
+        await parts.when("j1", "processing")
+        async with parts.working(idle):
+            shift = jump
+            await asyncio.sleep(2 * LEASE)
+            shift = -jump
+            engine.release()
+            job = await parts.when("j1", "completed")
+    assert (job.attempt, idle.requests) == (2, [])
+    shown = (await parts.http.get("/jobs/stats")).json()
+    assert shown["counts"] == {"completed": 1}
+    assert 0 <= shown["average_processing_seconds"] < 2 * 3600 + 60
 
 
 async def test_transient_failures_end_after_the_third(parts: Parts) -> None:
