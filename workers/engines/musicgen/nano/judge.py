@@ -45,7 +45,7 @@ def tempo(audio: Signal) -> float:
     echo = np.fft.irfft(spectrum, size)[: len(envelope)]
     # An unbiased estimate: long lags have fewer products.
     echo = echo / (len(envelope) - np.arange(len(envelope)))
-    candidates = np.arange(SLOWEST - 2, FASTEST + 2.25, 0.25)
+    candidates = np.arange(SLOWEST, FASTEST + 0.25, 0.25)
     beats = RATE / HOP * 60 / candidates
     score = np.sum([weight * _at(echo, beats * multiple) for multiple, weight in MULTIPLES], axis=0)
     return float(candidates[np.argmax(score)])

@@ -15,6 +15,10 @@ BEATS: Final = 4
 
 Strike: TypeAlias = tuple[float, Signal]
 TONICS: Final = (0, 2, 4, 7, 9)
+# A second, as the codec has them. All that is played begins with one: between frames the same note would have other
+# phases each time, and so other codes, which nothing could learn.
+FRAMES: Final = 50
+EIGHTHS: Final = range(11, 22)
 
 LEADS: Final = ("piano", "guitar", "flute", "violin", "organ", "bells", "trumpet", "synth")
 BACKINGS: Final = ("piano", "guitar", "strings", "organ", "pad")
@@ -67,7 +71,7 @@ BRUSHED: Final[Pattern] = {
     "hat": (0.5, 0, 0.5, 0, 0.5, 0, 0.5, 0),
 }
 
-# Where in the eighths of a bar the chord is struck, and for how many eighths; "arpeggio" plays its notes in turn.
+# Where in the eighths of a bar the chord is struck, and for how many eighths; an arpeggio plays its notes in turn.
 STABS: Final = {
     "held": ((0, 8),),
     "halves": ((0, 4), (4, 4)),
@@ -76,6 +80,9 @@ STABS: Final = {
     "offbeats": ((1, 1), (3, 1), (5, 1), (7, 1)),
     "comping": ((0, 2), (3, 3), (7, 1)),
 }
+
+# Which of the chord's notes an arpeggio plays on each eighth.
+FIGURES: Final = ((0, 1, 2, 1, 2, 1, 2, 1), (0, 2, 1, 2, 0, 2, 1, 2))
 
 MOTIFS: Final = (
     ((0, 2), (2, 2), (4, 2), (6, 2)),
@@ -142,11 +149,15 @@ STYLES: Final = {
 
 
 class Song(Struct, frozen=True, kw_only=True):
-    """`tempo` is in beats per minute; `tonic` the pitch class of the key, `mode` major or minor."""
+    """`tempo` is what is asked for, in beats per minute, and `eighth` the frames of an eighth note, within 5 % of it.
+
+    `tonic` is the pitch class of the key, `mode` major or minor.
+    """
 
     seed: int
     style: str
     tempo: int
+    eighth: int
     tonic: int
     mode: str
     lead: str
@@ -159,12 +170,11 @@ def compose(seed: int) -> Song:
     name = str(rng.choice(list(STYLES)))
     style = STYLES[name]
     tempo = int(rng.integers(style.tempo[0], style.tempo[1] + 1))
-    if rng.random() < 0.6:
-        tempo = 5 * round(tempo / 5)
     return Song(
         seed=seed,
         style=name,
         tempo=tempo,
+        eighth=min(EIGHTHS, key=lambda frames: abs(np.log(tempo * frames / (30 * FRAMES)))),
         tonic=int(rng.choice(TONICS)),
         mode="minor" if rng.random() < style.minor else "major",
         lead=str(rng.choice(LEADS)),
@@ -174,12 +184,11 @@ def compose(seed: int) -> Song:
 
 
 def play(song: Song, seconds: float = SECONDS) -> Signal:
-    """Mono at RATE, its loudest sample at 0.89."""
+    """Mono at RATE, below 0.95 and always as loud as its notes: another gain would be other codes."""
     band = _Band(song, seconds)
     tune, drums = _track(band.tune(), seconds), _track(band.drums() if song.drums else (), seconds)
     mix = _reverberate(tune, band.style.room, 0.16) + 0.75 * _reverberate(drums, 0.2, 0.06)
-    mix = np.tanh(1.3 * mix)
-    return np.asarray(0.89 * mix / (np.abs(mix).max() + 1e-9), np.float32)
+    return np.asarray(0.95 * np.tanh(1.3 * mix), np.float32)
 
 
 class _Band:
@@ -188,7 +197,7 @@ class _Band:
     def __init__(self, song: Song, seconds: float) -> None:
         self.song = song
         self.style = STYLES[song.style]
-        self._bars = int(np.ceil(seconds * song.tempo / 60 / BEATS))
+        self._bars = int(np.ceil(seconds * FRAMES / (2 * BEATS * song.eighth)))
         self._rng = np.random.default_rng([song.seed, 2])
 
     def tune(self) -> Iterator[Strike]:
@@ -197,11 +206,12 @@ class _Band:
         comp = str(self._rng.choice(self.style.comp))
         if self.song.backing in {"strings", "pad"} and comp in {"eighths", "comping"}:
             comp = "halves"
+        figure = FIGURES[self._rng.integers(len(FIGURES))]
         motifs = [self._motif(), self._motif()]
         order = (0, 0, 1, 0) if self._rng.random() < 0.5 else (0, 1, 0, 1)
         for bar in range(self._bars):
             degree = progression[bar % 4]
-            yield from self._chord(bar, degree, comp)
+            yield from self._chord(bar, degree, comp, figure)
             yield from self._bass(bar, degree)
             yield from self._melody(bar, degree, motifs[order[bar % 4]])
 
@@ -211,16 +221,14 @@ class _Band:
                 for eighth, strength in enumerate(strokes):
                     if strength:
                         start = self._start(bar, eighth)
-                        level = np.float32(strength * self._rng.uniform(0.85, 1.0))
-                        yield start, level * drum(self.style.kit, piece, int(self._rng.integers(4)))
+                        yield start, np.float32(strength) * drum(self.style.kit, piece)
 
-    def _chord(self, bar: int, degree: int, comp: str) -> Iterator[Strike]:
+    def _chord(self, bar: int, degree: int, comp: str, figure: tuple[int, ...]) -> Iterator[Strike]:
         steps = [0, 2, 4] + ([6] if self.style.sevenths else [])
         # Inversions keep the chords in one register.
         pitches = sorted(52 + (self._pitch(degree + step, degree) - 52) % 12 for step in steps)
         gain = 0.8 / len(pitches) ** 0.5
         if comp == "arpeggio":
-            figure = [0, 1, 2, 1, 2, 1, 2, 1] if self._rng.random() < 0.5 else [0, 2, 1, 2, 0, 2, 1, 2]
             for eighth, index in enumerate(figure):
                 yield self._start(bar, eighth), self._sound(self.song.backing, pitches[index], 2, gain * 1.2)
             return
@@ -265,7 +273,7 @@ class _Band:
         for eighth, length, step in motif:
             pitch = self._pitch(root + step + 7, degree) + octave
             start = self._start(bar, eighth)
-            yield start, self._sound(self.song.lead, pitch, length * 0.95, 1.5 if eighth % 4 == 0 else 1.3)
+            yield start, self._sound(self.song.lead, pitch, length * 0.95, 1.4, hard=eighth % 4 == 0)
 
     def _pitch(self, degree: int, chord: int) -> int:
         """The MIDI pitch of a degree of the scale, the seventh raised where the chord is a minor key's dominant."""
@@ -275,19 +283,19 @@ class _Band:
         return 48 + self.song.tonic + 12 * octave + (LEADING_TONE if raised else scale[step])
 
     def _start(self, bar: int, eighth: int) -> float:
-        """When an eighth of a bar falls, as nearly as people play."""
-        beat = BEATS * bar + eighth // 2 + (self.style.swing if eighth % 2 else 0.0)
-        return max(0.0, beat * 60 / self.song.tempo + float(self._rng.normal(0, 0.003)))
+        """When an eighth of a bar falls."""
+        frames = 2 * self.song.eighth * (BEATS * bar + eighth // 2)
+        return (frames + (round(2 * self.song.eighth * self.style.swing) if eighth % 2 else 0)) / FRAMES
 
-    def _sound(self, instrument: str, pitch: int, eighths: float, gain: float) -> Signal:
-        seconds = min(eighths * 30 / self.song.tempo, LONGEST)
-        return np.float32(gain) * note(instrument, pitch, seconds, float(self._rng.uniform(0.6, 1.0)))
+    def _sound(self, instrument: str, pitch: int, eighths: float, gain: float, *, hard: bool = False) -> Signal:
+        seconds = min(eighths * self.song.eighth / FRAMES, LONGEST)
+        return np.float32(gain) * note(instrument, pitch, seconds, 1.0 if hard else 0.75)
 
 
 def _track(strikes: Iterable[Strike], seconds: float) -> Signal:
     track = np.zeros(int(seconds * RATE), np.float32)
     for start, sound in strikes:
-        at = int(start * RATE)
+        at = round(start * RATE)
         if at < len(track):
             track[at : at + len(sound)] += sound[: len(track) - at]
     return track
