@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import faust
-from faust.types import TP, StreamT
+from faust.types import TP, ChannelT, EventT, StreamT
 from faust.types.auth import CredentialsT
 
 from domain.errors import Text2SongError, UnavailableError
@@ -26,7 +26,6 @@ Adapters: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[EventLog, R
 
 WHO: Final = "The views' host"
 BATCH: Final = 500
-WITHIN_SECONDS: Final = 0.02
 WATCHES: Final = 6
 STOP_SECONDS: Final = 10.0
 
@@ -99,14 +98,21 @@ class FaustHost(faust.App):
 
     def _agent(self, topic: str) -> Callable[[StreamT[Any]], Awaitable[None]]:
         async def agent(stream: StreamT[Any]) -> None:
-            async for events in cast("faust.Stream[bytes]", stream).take_events(BATCH, within=WITHIN_SECONDS):
-                messages: list[Any] = [event.message for event in events]
-                records = [
-                    Record.from_bytes(Position(topic, at.partition, at.offset), at.key, at.value, at.headers)
-                    for at in messages
-                    if at.key != TICK
-                ]
-                await _or_die(self._fold(records))
+            stream.enable_acks = False
+            queue = cast("ChannelT[bytes]", stream.channel).queue
+            batch: list[EventT[bytes]] = []
+            async for event in cast("faust.Stream[bytes]", stream).events():
+                batch.append(event)
+                if len(batch) < BATCH and not queue.empty():
+                    continue
+                try:
+                    await _or_die(self._fold(_records(topic, batch)))
+                finally:
+                    # What an interruption left unfolded is folded from the watermark; unacknowledged, it would hold up
+                    # the stop.
+                    for folded in batch:
+                        await stream.ack(folded)
+                    batch.clear()
 
         return agent
 
@@ -219,6 +225,15 @@ async def _or_die(work: Awaitable[None]) -> None:
 
 def _times(seen: tuple[int, int] | None, start: int) -> int:
     return seen[1] if seen and seen[0] == start else 0
+
+
+def _records(topic: str, events: Iterable[EventT[bytes]]) -> list[Record]:
+    messages: list[Any] = [event.message for event in events]
+    return [
+        Record.from_bytes(Position(topic, at.partition, at.offset), at.key, at.value, at.headers)
+        for at in messages
+        if at.key != TICK
+    ]
 
 
 def _starts(records: Iterable[Record]) -> dict[TopicPartition, int]:

@@ -211,6 +211,17 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(projections: 
     assert await projections.fold() == await replayed(projections.log, tmp_path)
 
 
+async def test_two_workers_of_one_name_take_the_partitions_from_each_other_and_lose_nothing(
+    projections: Projections, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        await projections.start(instance="twin")
+    for share in range(4):
+        await append(projections.log, [submitted(number) for number in range(20 * share, 20 * share + 20)])
+        await asyncio.sleep(1)
+    assert await projections.fold() == await replayed(projections.log, tmp_path)
+
+
 async def test_records_that_are_no_events_are_kept_aside_and_the_rest_is_folded(projections: Projections) -> None:
     message = submitted(1)
     odd = {
