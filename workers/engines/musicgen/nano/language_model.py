@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
@@ -33,6 +32,7 @@ PEAK: Final = 1.5e-3
 IGNORED: Final = -100
 # At the classes' 0.02 the codes are drowned by the positions, whose waves have 0.65, for a thousand steps and more.
 LOUD: Final = 0.5
+SOFT: Final = 0.05
 # Beginnings of clips teach nearly all there is to learn, in half the time.
 SHORT: Final = 250
 SHORT_SHARE: Final = 0.6
@@ -60,8 +60,11 @@ def config(vocabulary: int) -> MusicgenConfig:
     )
 
 
-def build() -> tuple[Any, Any]:
-    """An untrained network with its tokenizer; the tempi's embeddings already lie in order."""
+def build(books: torch.Tensor) -> tuple[Any, Any]:
+    """An untrained network with its tokenizer, for codes that stand for `books`, `[BOOKS, CODES, WIDTH]`.
+
+    The tempi's embeddings already lie in order, and codes that sound alike are alike to it from the beginning.
+    """
     tokenizer: Any = words.build()
     kind: Any = MusicgenForConditionalGeneration
     network = kind(config(len(tokenizer)))
@@ -70,8 +73,11 @@ def build() -> tuple[Any, Any]:
     with torch.no_grad():
         tempi = _tempi(network, tokenizer)
         tempi.copy_(torch.from_numpy(words.scale(tempi.shape[1])))
-        for embedding in network.decoder.model.decoder.embed_tokens:
-            embedding.weight.normal_(std=LOUD)
+        width = network.decoder.config.hidden_size
+        for number, book in enumerate(books):
+            alike = (book - book.mean(0)) / book.std() @ torch.randn(book.shape[1], width) / book.shape[1] ** 0.5
+            network.decoder.model.decoder.embed_tokens[number].weight[:CODES] = LOUD * alike
+            network.decoder.lm_heads[number].weight.copy_(SOFT * alike)
     return network, tokenizer
 
 
@@ -146,8 +152,9 @@ def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -
     torch.manual_seed(0)
     codes = prepare(folder / "codes", weights, clips)
     songs = [compose(seed) for seed in range(FIRST, FIRST + clips)]
-    network, tokenizer = build()
-    network.audio_encoder.load_state_dict(load_file(weights))
+    listener, quantiser = codec.load(weights)
+    network, tokenizer = build(quantiser.books)
+    network.audio_encoder.load_state_dict(listener.state_dict())
     network.audio_encoder.requires_grad_(False)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in learning if parameter.dim() > 1]
