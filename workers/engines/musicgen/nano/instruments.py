@@ -12,6 +12,14 @@ NYQUIST: Final = 7_600.0
 LONGEST: Final = 4.0
 LAYERS: Final = (0.55, 1.0)
 
+# A second, as the codec has them.
+FRAMES: Final = 50
+# Frames in which all that is played in a key comes round, by the tonic of its major scale. A held chord then has codes
+# that return, which can be learnt; in equal temperament no two frames are alike. All lie 35 cents above A = 440 Hz.
+PERIODS: Final = {0: 18, 1: 17, 2: 16, 7: 24, 11: 19}
+# Just intonation: the semitones above the tonic, as multiples of the frequency that comes round once in a period.
+JUST: Final = (24, 25.5, 27, 28.5, 30, 32, 34, 36, 37.5, 40, 42.5, 45)
+
 Signal = NDArray[np.float32]
 
 
@@ -30,7 +38,6 @@ class Timbre(Struct, frozen=True, kw_only=True):
     vibrato: float = 0.0
     vibrato_rate: float = 5.3
     tremolo: float = 0.0
-    detune: float = 0.0
     breath: float = 0.0
     brightness: float = 0.6
 
@@ -43,18 +50,13 @@ def _saw(count: int, slope: float) -> tuple[tuple[float, float], ...]:
     return tuple((float(number), number**-slope) for number in range(1, count + 1))
 
 
-def _stiff(count: int, slope: float, inharmonicity: float) -> tuple[tuple[float, float], ...]:
-    """The partials of a stiff string, which lie above the multiples of its pitch."""
-    return tuple((n * (1 + inharmonicity * n * n) ** 0.5, n**-slope) for n in range(1, count + 1))
-
-
 def _plucked(count: int, place: float) -> tuple[tuple[float, float], ...]:
     """A string plucked at that part of its length lacks the partials that rest there."""
     return tuple((float(n), abs(np.sin(np.pi * n * place)) / n) for n in range(1, count + 1))
 
 
 TIMBRES: Final = {
-    "piano": Timbre(partials=_stiff(12, 1.25, 4e-4), attack=0.003, release=0.12, decay=1.1, damping=0.35),
+    "piano": Timbre(partials=_saw(12, 1.25), attack=0.003, release=0.12, decay=1.1, damping=0.35),
     "guitar": Timbre(partials=_plucked(16, 0.18), attack=0.002, release=0.08, decay=0.55, damping=0.22),
     "flute": Timbre(
         partials=_harmonics(1, 0.35, 0.12, 0.04), attack=0.05, release=0.08, vibrato=0.25, tremolo=0.12, breath=0.02
@@ -69,7 +71,7 @@ TIMBRES: Final = {
         brightness=1.0,
     ),
     "bells": Timbre(
-        partials=((1, 1), (2.76, 0.6), (5.4, 0.35), (8.93, 0.12)), attack=0.001, release=0.3, decay=0.9, damping=0.6
+        partials=((1, 1), (2.5, 0.6), (5.5, 0.35), (9, 0.12)), attack=0.001, release=0.3, decay=0.9, damping=0.6
     ),
     "trumpet": Timbre(
         partials=_harmonics(0.55, 0.8, 1, 0.85, 0.65, 0.45, 0.32, 0.22, 0.15, 0.1),
@@ -78,18 +80,24 @@ TIMBRES: Final = {
         vibrato=0.12,
         brightness=0.35,
     ),
-    "synth": Timbre(partials=_saw(24, 0.85), attack=0.006, release=0.06, detune=0.006, decay=1.6, damping=0.12),
-    "strings": Timbre(partials=_saw(10, 1.3), attack=0.16, release=0.2, vibrato=0.3, detune=0.004, brightness=0.8),
-    "pad": Timbre(partials=_saw(6, 1.8), attack=0.25, release=0.3, detune=0.007, tremolo=0.08, vibrato_rate=0.9),
+    "synth": Timbre(partials=_saw(24, 0.85), attack=0.006, release=0.06, decay=1.6, damping=0.12),
+    "strings": Timbre(partials=_saw(10, 1.3), attack=0.16, release=0.2, vibrato=0.3, brightness=0.8),
+    "pad": Timbre(partials=_saw(6, 1.8), attack=0.25, release=0.3, tremolo=0.08, vibrato_rate=0.9),
     "bass": Timbre(partials=_harmonics(1, 0.5, 0.3, 0.15, 0.08), attack=0.006, release=0.05, decay=0.9, damping=0.5),
     "synth bass": Timbre(partials=_saw(10, 1.1), attack=0.004, release=0.03, decay=0.5, damping=0.4),
 }
 
 
-def note(instrument: str, pitch: int, seconds: float, velocity: float) -> Signal:
+def frequency(pitch: int, key: int) -> float:
+    """In Hz, of a MIDI pitch in the major scale on the pitch class `key`, or in its relative minor."""
+    octave, step = divmod(pitch - 36 - ((key + 6) % 12 - 6), 12)
+    return JUST[step] * FRAMES / PERIODS[key] * 2.0**octave
+
+
+def note(instrument: str, pitch: int, key: int, seconds: float, velocity: float) -> Signal:
     """A note of that MIDI pitch, held for `seconds` (up to LONGEST) and then released; `velocity` is 0 to 1."""
     timbre = TIMBRES[instrument]
-    body = _body(instrument, pitch, velocity > 0.75)
+    body = _body(instrument, pitch, key, velocity > 0.75)
     held, fade = int(min(seconds, LONGEST) * RATE), int(timbre.release * RATE)
     sound = body[: held + fade].copy()
     if (tail := len(sound) - held) > 0:
@@ -97,30 +105,30 @@ def note(instrument: str, pitch: int, seconds: float, velocity: float) -> Signal
     return np.asarray(sound * velocity, np.float32)
 
 
-@lru_cache(maxsize=1500)
-def _body(instrument: str, pitch: int, loud: bool) -> Signal:
+@lru_cache(maxsize=2500)
+def _body(instrument: str, pitch: int, key: int, loud: bool) -> Signal:
     timbre, layer = TIMBRES[instrument], LAYERS[loud]
     time = np.arange(int((LONGEST + timbre.release) * RATE)) / RATE
-    frequency = 440.0 * 2 ** ((pitch - 69) / 12)
+    fundamental, base = frequency(pitch, key), FRAMES / PERIODS[key]
+    rate = base * max(1, round(timbre.vibrato_rate / base))
     onset = 1 - np.exp(-time / 0.25)
-    wobble = timbre.vibrato * onset * np.sin(2 * np.pi * timbre.vibrato_rate * time)
+    wobble = timbre.vibrato * onset * np.sin(2 * np.pi * rate * time)
     sound = np.zeros_like(time)
-    for voice in (-1, 1) if timbre.detune else (0,):
-        phase = 2 * np.pi * frequency * (1 + voice * timbre.detune / 2) * time + wobble
-        for number, (multiple, amplitude) in enumerate(timbre.partials):
-            if frequency * multiple > NYQUIST:
-                continue
-            # A harder stroke is brighter, and a blown note becomes so while it swells.
-            level = amplitude * layer ** (timbre.brightness * number)
-            partial = level * np.sin(multiple * phase + 1.7 * number)
-            if timbre.decay is not None:
-                reach = timbre.decay * 2 ** ((57 - pitch) / 24) / (1 + timbre.damping * number)
-                partial *= np.exp(-time / reach)
-            else:
-                partial *= 1 - np.exp(-time / (timbre.attack * (0.4 + 0.25 * number)))
-            sound += partial
+    phase = 2 * np.pi * fundamental * time + wobble
+    for number, (multiple, amplitude) in enumerate(timbre.partials):
+        if fundamental * multiple > NYQUIST:
+            continue
+        # A harder stroke is brighter, and a blown note becomes so while it swells.
+        level = amplitude * layer ** (timbre.brightness * number)
+        partial = level * np.sin(multiple * phase + 1.7 * number)
+        if timbre.decay is not None:
+            reach = timbre.decay * 2 ** ((57 - pitch) / 24) / (1 + timbre.damping * number)
+            partial *= np.exp(-time / reach)
+        else:
+            partial *= 1 - np.exp(-time / (timbre.attack * (0.4 + 0.25 * number)))
+        sound += partial
     if timbre.tremolo:
-        sound *= 1 + timbre.tremolo * onset * np.sin(2 * np.pi * timbre.vibrato_rate * time + 0.6)
+        sound *= 1 + timbre.tremolo * onset * np.sin(2 * np.pi * rate * time + 0.6)
     if timbre.breath:
         sound += timbre.breath * np.random.default_rng(pitch).standard_normal(len(time))
     sound *= np.minimum(1, time / timbre.attack)

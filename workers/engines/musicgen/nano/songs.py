@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from msgspec import Struct
 
-from workers.engines.musicgen.nano.instruments import LONGEST, RATE, Signal, drum, note
+from workers.engines.musicgen.nano.instruments import FRAMES, LONGEST, PERIODS, RATE, Signal, drum, note
 
 SECONDS: Final = 10.0
 SLOWEST: Final = 70
@@ -14,10 +14,8 @@ FASTEST: Final = 140
 BEATS: Final = 4
 
 Strike: TypeAlias = tuple[float, Signal]
-TONICS: Final = (0, 2, 4, 7, 9)
-# A second, as the codec has them. All that is played begins with one: between frames the same note would have other
-# phases each time, and so other codes, which nothing could learn.
-FRAMES: Final = 50
+# In frames. All that is played begins with one: between frames the same note would have other phases each time, and so
+# other codes, which nothing could learn.
 EIGHTHS: Final = range(11, 22)
 
 LEADS: Final = ("piano", "guitar", "flute", "violin", "organ", "bells", "trumpet", "synth")
@@ -26,6 +24,8 @@ BACKINGS: Final = ("piano", "guitar", "strings", "organ", "pad")
 MAJOR: Final = (0, 2, 4, 5, 7, 9, 11)
 MINOR: Final = (0, 2, 3, 5, 7, 8, 10)
 LEADING_TONE: Final = 11
+# Semitones from a minor key's tonic up to that of the major scale with the same notes.
+RELATIVE: Final = 3
 
 # Degrees of the scale, one chord a bar; 4 in minor is the major dominant.
 PROGRESSIONS: Final = {
@@ -164,19 +164,25 @@ class Song(Struct, frozen=True, kw_only=True):
     backing: str
     drums: bool
 
+    @property
+    def key(self) -> int:
+        """The tonic of the major scale whose notes it has."""
+        return self.tonic if self.mode == "major" else (self.tonic + RELATIVE) % 12
+
 
 def compose(seed: int) -> Song:
     rng = np.random.default_rng([seed, 1])
     name = str(rng.choice(list(STYLES)))
     style = STYLES[name]
     tempo = int(rng.integers(style.tempo[0], style.tempo[1] + 1))
+    key, mode = int(rng.choice(list(PERIODS))), "minor" if rng.random() < style.minor else "major"
     return Song(
         seed=seed,
         style=name,
         tempo=tempo,
         eighth=min(EIGHTHS, key=lambda frames: abs(np.log(tempo * frames / (30 * FRAMES)))),
-        tonic=int(rng.choice(TONICS)),
-        mode="minor" if rng.random() < style.minor else "major",
+        tonic=key if mode == "major" else (key - RELATIVE) % 12,
+        mode=mode,
         lead=str(rng.choice(LEADS)),
         backing=str(rng.choice(style.backings)),
         drums=bool(rng.random() < style.drums),
@@ -289,7 +295,7 @@ class _Band:
 
     def _sound(self, instrument: str, pitch: int, eighths: float, gain: float, *, hard: bool = False) -> Signal:
         seconds = min(eighths * self.song.eighth / FRAMES, LONGEST)
-        return np.float32(gain) * note(instrument, pitch, seconds, 1.0 if hard else 0.75)
+        return np.float32(gain) * note(instrument, pitch, self.song.key, seconds, 1.0 if hard else 0.75)
 
 
 def _track(strikes: Iterable[Strike], seconds: float) -> Signal:
