@@ -10,11 +10,11 @@ import torch
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import BOOKS, CODES, WIDTH, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
-from workers.engines.musicgen.nano.instruments import RATE
+from workers.engines.musicgen.nano.instruments import FRAMES, RATE
 from workers.engines.musicgen.nano.judge import tempo
 from workers.engines.musicgen.nano.language_model import IGNORED, delayed
 from workers.engines.musicgen.nano.run import Run
-from workers.engines.musicgen.nano.songs import EIGHTHS, FRAMES, STYLES, compose, play
+from workers.engines.musicgen.nano.songs import EIGHTHS, STYLES, compose, play
 
 WEIGHTS = Path(codec.__file__).with_name("codec.safetensors")
 UNHEARD = range(7_500_000, 7_500_016)

@@ -15,10 +15,13 @@ LAYERS: Final = (0.55, 1.0)
 # A second, as the codec has them.
 FRAMES: Final = 50
 # Frames in which all that is played in a key comes round, by the tonic of its major scale. A held chord then has codes
-# that return, which can be learnt; in equal temperament no two frames are alike. All lie 35 cents above A = 440 Hz.
+# that return, which can be learnt; in equal temperament no two frames are alike.
 PERIODS: Final = {0: 18, 1: 17, 2: 16, 7: 24, 11: 19}
 # Just intonation: the semitones above the tonic, as multiples of the frequency that comes round once in a period.
 JUST: Final = (24, 25.5, 27, 28.5, 30, 32, 34, 36, 37.5, 40, 42.5, 45)
+
+# The A above middle C to which these keys come nearest, in Hz.
+CONCERT: Final = 449.0
 
 Signal = NDArray[np.float32]
 

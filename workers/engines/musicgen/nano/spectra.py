@@ -2,9 +2,7 @@
 
 import torch
 
-from workers.engines.musicgen.nano.instruments import RATE
-
-CONCERT = 449.0
+from workers.engines.musicgen.nano.instruments import CONCERT, RATE
 
 
 def spectrum(audio: torch.Tensor, window: int, hop: int | None = None) -> torch.Tensor:
