@@ -108,7 +108,7 @@ def note(instrument: str, pitch: int, key: int, seconds: float, velocity: float)
     return np.asarray(sound * velocity, np.float32)
 
 
-@lru_cache(maxsize=2500)
+@lru_cache(maxsize=4000)
 def _body(instrument: str, pitch: int, key: int, loud: bool) -> Signal:
     timbre, layer = TIMBRES[instrument], LAYERS[loud]
     time = np.arange(int((LONGEST + timbre.release) * RATE)) / RATE
