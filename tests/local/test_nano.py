@@ -132,7 +132,7 @@ def test_a_run_of_another_length_is_refused(tmp_path: Path) -> None:
 
 def test_the_codec_keeps_what_songs_are_made_of() -> None:
     figures = codec.measure(*codec.load(WEIGHTS), codec.songs(UNHEARD[0], 6))
-    assert figures["si_sdr"] > 3.7
-    assert figures["log_spectral_distance"] < 0.75
+    assert figures["si_sdr"] > 2.5
+    assert figures["log_spectral_distance"] < 0.7
     assert figures["chroma_cosine"] > 0.95
     assert figures["codes_used"] > 0.9
