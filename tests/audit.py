@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -63,7 +63,11 @@ async def settled(log: EventLog, objects: ObjectStore) -> dict[str, Folded] | No
 
 def _keys(job: Job) -> set[str]:
     """The objects the job may have."""
-    paths = [] if job.status == "cancelled" else [sample.event.storage_path for sample in job.samples]
+    return keys([] if job.status == "cancelled" else [sample.event.storage_path for sample in job.samples])
+
+
+def keys(paths: Iterable[str]) -> set[str]:
+    """The objects of samples: the audio under the path, and its waveform beside it."""
     return {path.removesuffix("flac") + suffix for path in paths for suffix in ("flac", "json")}
 
 

@@ -156,12 +156,12 @@ class GenerationWorker:
         job = jobs.evolve(self._jobs.get(recorded.key), recorded)
         if job is None:
             return
-        if job.retry_at and isinstance(recorded.event, JobAttemptFailed):
+        if not (job.is_open and job.retry_at):
+            self._resting.pop(job.id, None)
+        elif isinstance(recorded.event, JobAttemptFailed):
             # Both moments are of one clock, and the wait is spent by another that never jumps.
             wait = datetime.fromisoformat(job.retry_at) - datetime.fromisoformat(recorded.time)
             self._resting[job.id] = time.monotonic() + wait.total_seconds()
-        elif not job.retry_at:
-            self._resting.pop(job.id, None)
         if job.is_open:
             self._jobs[job.id] = job
             if job.worker_id:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.bootstrap import adapters
+from infra.servers.loopback import free_ports
 from infra.settings import Settings, read
 from projections.audio import AUDIO, AudioSample, GenerationParams
 from tests.conditions import eventually_sync
@@ -65,8 +66,7 @@ async def keep(settings: Settings, content: bytes) -> None:
 @contextmanager
 def nginx(program: str, folder: Path) -> Iterator[int]:
     """The port on which it serves the folder."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = next(free_ports())
     user = pwd.getpwuid(os.getuid()).pw_name
     configuration = folder / "nginx.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, port=port, user=user))

@@ -92,7 +92,7 @@ async def named(store: ReadStore) -> set[str]:
     jobs = {job.id: job async for job in store.scan(JOBS)}
     paths = [sample.storage_path async for sample in store.scan(AUDIO) if jobs[sample.job_id].status != "cancelled"]
     assert len(set(paths)) == len(paths)
-    return {path.removesuffix("flac") + suffix for path in paths for suffix in ("flac", "json")}
+    return audit.keys(paths)
 
 
 async def stored(objects: ObjectStore) -> set[str]:

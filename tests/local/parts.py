@@ -23,6 +23,7 @@ from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections.local import LocalHost
 from projections.project import VIEWS
+from tests import audit
 from tests.conditions import eventually
 from workers.generation import GenerationWorker, Generator
 
@@ -99,13 +100,8 @@ class Parts:
 
     async def history(self, job_id: str) -> list[str]:
         """The types of the job's records, refused ones too."""
-        types = []
-        for partition in await self.log.ends("jobs"):
-            offset = 0
-            while page := await self.log.read("jobs", partition, offset):
-                types += [r.headers["ce_type"].split(".", 1)[1] for r in page if r.key == job_id]
-                offset = page[-1].position.offset + 1
-        return types
+        found = await audit.records(self.log, "jobs")
+        return [record.headers["ce_type"].split(".", 1)[1] for record in found if record.key == job_id]
 
 
 async def stop(*tasks: "asyncio.Task[None]") -> None:

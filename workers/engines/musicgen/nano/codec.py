@@ -175,7 +175,7 @@ def distance(made: torch.Tensor, wanted: torch.Tensor, waveform: float, *, long:
 def measure(network: Any, quantiser: Quantiser, audio: torch.Tensor) -> dict[str, float]:
     """SI-SDR in dB, log-spectral distance (mean |Δ ln|, window 1024), chroma cosine, share of codes in use."""
     latents = encode(network, audio)
-    codes, quantised = quantiser(latents) if quantiser.ready else (torch.zeros(BOOKS, 1), latents)
+    codes, quantised = quantiser(latents) if quantiser.ready else (torch.zeros(BOOKS, 0), latents)
     made = decode(network, quantised, len(audio))[:, : audio.shape[1]]
     scale = (made * audio).sum(1, keepdim=True) / audio.square().sum(1, keepdim=True)
     error = (made - scale * audio).square().sum(1)

@@ -161,10 +161,10 @@ KITS: Final = {
 
 
 @lru_cache
-def drum(kit: str, piece: str, variant: int = 0) -> Signal:
-    """`piece` is kick, snare, hat, open hat, ride or shaker; the variants differ in their noise."""
+def drum(kit: str, piece: str) -> Signal:
+    """`piece` is kick, snare, hat, open hat, ride or shaker."""
     sounds = KITS[kit]
-    rng = np.random.default_rng([variant, len(piece)])
+    rng = np.random.default_rng([0, len(piece)])
     time = np.arange(int(0.5 * RATE)) / RATE
     noise = rng.standard_normal(len(time))
     hiss = np.diff(noise, prepend=0.0)

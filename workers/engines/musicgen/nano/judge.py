@@ -41,8 +41,8 @@ def tempo(audio: Signal) -> float:
     """Beats per minute, between those of the slowest and the fastest song."""
     envelope = onsets(audio)
     size = 1 << (2 * len(envelope)).bit_length()
-    spectrum = np.abs(np.fft.rfft(envelope, size)) ** 2
-    echo = np.fft.irfft(spectrum, size)[: len(envelope)]
+    power = np.abs(np.fft.rfft(envelope, size)) ** 2
+    echo = np.fft.irfft(power, size)[: len(envelope)]
     # An unbiased estimate: long lags have fewer products.
     echo = echo / (len(envelope) - np.arange(len(envelope)))
     candidates = np.arange(SLOWEST, FASTEST + 0.25, 0.25)

@@ -17,6 +17,7 @@ from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForCondi
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import BOOKS, CODES, encode
 from workers.engines.musicgen.nano.descriptions import describe
+from workers.engines.musicgen.nano.instruments import FRAMES
 from workers.engines.musicgen.nano.run import Run
 from workers.engines.musicgen.nano.songs import FASTEST, SECONDS, SLOWEST, compose, play
 
@@ -52,7 +53,7 @@ def config(vocabulary: int) -> MusicgenConfig:
             num_attention_heads=4,
             num_codebooks=BOOKS,
             # Ten seconds of frames, the codebooks' delay, and no more: positions beyond were never trained.
-            max_position_embeddings=round(SECONDS * 50) + BOOKS - 1,
+            max_position_embeddings=round(SECONDS * FRAMES) + BOOKS - 1,
             pad_token_id=CODES,
             bos_token_id=CODES,
             dropout=0.0,
