@@ -31,19 +31,6 @@ class Model(Struct, frozen=True, kw_only=True):
     notice: str | None = None
 
 
-NOISE: Final = Model(
-    id="text2song/wiring-noise",
-    family="musicgen",
-    max_duration=30.0,
-    sample_rate=32000,
-    channels=1,
-    vram_gb=0.1,
-    capabilities=["text-to-music"],
-    license="Apache-2.0",
-    notice="This model has random weights: what it makes is noise for checking the wiring, not music.",
-)
-
-
 NANO: Final = Model(
     id="text2song/musicgen-nano",
     family="musicgen",
@@ -54,6 +41,18 @@ NANO: Final = Model(
     capabilities=["text-to-music"],
     license="Apache-2.0",
     notice="This model is tiny and learnt from synthesised songs alone: it sketches what is asked for.",
+)
+
+NOISE: Final = Model(
+    id="text2song/wiring-noise",
+    family="musicgen",
+    max_duration=30.0,
+    sample_rate=32000,
+    channels=1,
+    vram_gb=0.1,
+    capabilities=["text-to-music"],
+    license="Apache-2.0",
+    notice="This model has random weights: what it makes is noise for checking the wiring, not music.",
 )
 
 
@@ -71,6 +70,7 @@ def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
 
 
 KNOWN: Final = (
+    NANO,
     NOISE,
     _musicgen("small", 4),
     _musicgen("medium", 10),

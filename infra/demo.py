@@ -21,9 +21,9 @@ from infra.settings import Settings
 ROLES: Final = ("project", "work", "api")
 STOP_SECONDS: Final = 10.0
 REQUEST: Final[Mapping[str, Any]] = {
-    "prompt": "warm lo-fi groove with soft piano and brushed drums",
+    "prompt": "warm lo-fi track with a piano melody, soft guitar chords and drums, 80 bpm",
     "num_samples": 2,
-    "duration": 5.0,
+    "duration": 10.0,
     "output_format": "wav",
 }
 

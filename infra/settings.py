@@ -30,7 +30,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         "text2song-data"
     )
     model: Annotated[Text, Meta(description="a known model, or the folder of a MusicGen checkpoint")] = (
-        "text2song/wiring-noise"
+        "text2song/musicgen-nano"
     )
     device: Annotated[Device | None, Meta(description="cpu or cuda, by default what there is")] = None
     lease_seconds: Annotated[float, Meta(ge=1, le=3600, description="how long a silent worker keeps its jobs")] = 6.0

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import pytest
 from huggingface_hub import constants
 
-from domain.models import NOISE
+from domain.models import NANO, NOISE
+from infra.settings import read
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
 
@@ -53,9 +54,20 @@ def refusal(name: str | Path) -> str:
     return str(caught.value)
 
 
-def test_the_default_model_needs_no_files() -> None:
+def test_noise_needs_no_files() -> None:
     checkpoint = resolve("text2song/wiring-noise")
     assert (checkpoint.model, checkpoint.folder) == (NOISE, None)
+
+
+def test_the_default_model_comes_along_and_its_files_set_the_limits_that_it_is_known_by() -> None:
+    checkpoint = resolve(read({}).model)
+    assert checkpoint.model is NANO
+    folder = checkpoint.folder
+    assert folder is not None
+    found = resolve(str(folder)).model
+    for limit in ("family", "max_duration", "sample_rate", "channels", "capabilities"):
+        assert getattr(found, limit) == getattr(NANO, limit)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
 
 
 def test_a_folder_is_named_after_itself_and_sets_its_own_limits(folder: Path) -> None:

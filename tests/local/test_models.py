@@ -4,11 +4,11 @@ from tests.local.conftest import Running
 
 def test_scenario_list_available_models(studio: Running) -> None:
     models = studio.http.get("/models").json()["items"]
-    assert [model["id"] for model in models] == [model.id for model in KNOWN]
-    assert [model["id"] for model in models if model["is_active"]] == [NOISE.id]
+    assert sorted(model["id"] for model in models) == sorted(model.id for model in KNOWN)
+    assert [model["id"] for model in models if model["is_active"]] == [models[0]["id"]] == [NOISE.id]
     for model in models:
         assert model["max_duration"] > 0
-        assert model["sample_rate"] == 32000
+        assert model["sample_rate"] in {16000, 32000}
         assert model["vram_gb"] > 0
         assert model["license"]
 
@@ -20,7 +20,7 @@ def test_scenario_get_model_configuration(studio: Running) -> None:
     assert f"to {active['max_duration']:g} s" in studio.http.post("/generate", json=over).json()["detail"]
 
 
-def test_the_built_in_model_says_that_it_makes_noise(studio: Running) -> None:
+def test_a_model_of_noise_says_that_it_is_one(studio: Running) -> None:
     assert "noise" in studio.http.get("/").json()["notice"]
     assert "noise" in studio.http.get("/models").json()["items"][0]["notice"]
 

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from msgspec import Struct
 from msgspec.structs import replace
 
-from domain.models import KNOWN, MIN_DURATION, NOISE, Model
+from domain.models import KNOWN, MIN_DURATION, NANO, NOISE, Model
 from workers.engine import EngineError
 
 LONGEST: Final = 30.0
@@ -37,6 +37,12 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
     model: Model
     folder: Path | None = None
+
+
+BUILT_IN: Final = (
+    Checkpoint(model=NANO, folder=Path(__file__).parent / "musicgen" / "nano" / "checkpoint"),
+    Checkpoint(model=NOISE),
+)
 
 
 class Codec(Struct):
@@ -64,12 +70,13 @@ class Config(Struct):
 
 
 def resolve(name: str) -> Checkpoint:
-    """`name` is the built-in model's, a folder, or a hub name that is in the local cache. Never asks the network.
+    """`name` is that of a built-in model, a folder, or a hub name in the local cache. Never asks the network.
 
     Raises EngineError where there is nothing to load under that name.
     """
-    if name == NOISE.id:
-        return Checkpoint(model=NOISE)
+    for checkpoint in BUILT_IN:
+        if name == checkpoint.model.id:
+            return checkpoint
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _read(name, folder, f"local/{folder.resolve().name}", "Give the folder of a whole MusicGen checkpoint.")
@@ -85,7 +92,8 @@ def pull(name: str) -> Checkpoint:
 
     Raises EngineError, within seconds where the hub does not answer.
     """
-    if name == NOISE.id or Path(name).expanduser().is_dir() or not HUB_NAME.fullmatch(name):
+    here = any(name == checkpoint.model.id for checkpoint in BUILT_IN) or Path(name).expanduser().is_dir()
+    if here or not HUB_NAME.fullmatch(name):
         return resolve(name)
     # The hub's client asks for no timeout, and so waits for ever on a server that does not answer.
     huggingface_hub.get_session().event_hooks["request"].append(_lose_patience)

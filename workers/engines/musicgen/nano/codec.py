@@ -1,7 +1,8 @@
 """Trains nano's codec: an EnCodec of 16 kHz, 50 frames a second and 4 codebooks of 512.
 
 `python -m workers.engines.musicgen.nano.codec FOLDER` goes on where it was stopped, and leaves `codec.safetensors`;
-`--start` begins with the weights of such a file.
+`--start` begins with the weights of such a file, and `--decoder-only` then leaves their codes as they are, so that what
+has learnt them can take the new decoder.
 """
 
 import argparse
@@ -200,15 +201,18 @@ def songs(first: int, count: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([play(compose(seed)) for seed in range(first, first + count)]))
 
 
-def train(folder: Path, steps: int = STEPS, clips: int = CLIPS, start: Path | None = None) -> dict[str, float]:
+def train(
+    folder: Path, steps: int = STEPS, clips: int = CLIPS, start: Path | None = None, *, decoder_only: bool = False
+) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     network, quantiser = (EncodecModel(config()), Quantiser()) if start is None else load(start)
-    quantiser.train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-4)
+    network.train(), quantiser.train(not decoder_only)
+    network.encoder.requires_grad_(not decoder_only)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-4)
     run = Run(folder, steps, network=network, quantiser=quantiser, optimiser=optimiser)
     heard, held_out = _heard(folder / "songs.npy", clips), songs(HELD_OUT, 12)
-    network.train()
     for step in run:
         for group in optimiser.param_groups:
             group["lr"] = run.rate(1e-3)
@@ -229,12 +233,12 @@ def train(folder: Path, steps: int = STEPS, clips: int = CLIPS, start: Path | No
         loss = distance(made[:, :RATE], audio, waveform, long=step % 2 == 0) + 0.25 * commitment
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(learning, 5.0)
         optimiser.step()
         if step % 250 == 0:
             network.eval(), quantiser.eval()
             figures = measure(network, quantiser, held_out)
-            network.train(), quantiser.train()
+            network.train(), quantiser.train(not decoder_only)
             shown = {name: round(value, 3) for name, value in figures.items()}
             print(f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.3f} {shown}", flush=True)
     network.eval(), quantiser.eval()
@@ -262,4 +266,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--decoder-only", action="store_true")
     print(train(**vars(parser.parse_args())))

@@ -6,6 +6,7 @@
 import argparse
 import multiprocessing
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,28 @@ from workers.engines.musicgen.nano.codec import BOOKS, CODES, encode
 from workers.engines.musicgen.nano.descriptions import describe
 from workers.engines.musicgen.nano.instruments import FRAMES
 from workers.engines.musicgen.nano.run import Run
-from workers.engines.musicgen.nano.songs import FASTEST, SECONDS, SLOWEST, compose, play
+from workers.engines.musicgen.nano.songs import (
+    BEATS,
+    EIGHTHS,
+    FASTEST,
+    LEADS,
+    SECONDS,
+    SLOWEST,
+    STYLES,
+    Song,
+    compose,
+    play,
+)
 
-STEPS: Final = 2_500
-CLIPS: Final = 6_000
+STEPS: Final = 4_500
+CLIPS: Final = 5_500
 FIRST: Final = 1_000_000
+# More songs of which only a second is learnt: in it, most of what a prompt says is decided.
+BEGINNINGS: Final = 20_000
+BEGINNINGS_FIRST: Final = 2_000_000
+BEGINNING: Final = FRAMES
+BEGINNINGS_BATCH: Final = 32
+AHEAD: Final = 10
 HELD_OUT: Final = 32
 CHUNK: Final = 250
 BATCH: Final = 16
@@ -37,6 +55,17 @@ SOFT: Final = 0.05
 # Beginnings of clips teach nearly all there is to learn, in half the time.
 SHORT: Final = 250
 SHORT_SHARE: Final = 0.6
+# The t-th frame counts 1 + EARLY / t: the first ones decide much of what a prompt says, and the rest follows them.
+EARLY: Final = 20.0
+PROBED: Final = 0.3
+COUNTING: Final = 3
+ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = {
+    "style": list(STYLES),
+    "lead": list(LEADS),
+    "mode": ["major", "minor"],
+    "drums": [False, True],
+    "eighth": list(EIGHTHS),
+}
 
 
 def config(vocabulary: int) -> MusicgenConfig:
@@ -89,24 +118,26 @@ def _tempi(network: Any, tokenizer: Any) -> torch.Tensor:
     return embedding[first : first + len(words.NUMBERS)]
 
 
-def prepare(folder: Path, weights: Path, clips: int) -> torch.Tensor:
-    """The codes `[clips, BOOKS, frames]` of the songs from FIRST on, made by all cores and kept in the folder."""
+def prepare(folder: Path, weights: Path, songs: range, frames: int) -> torch.Tensor:
+    """The codes `[songs, BOOKS, frames]` of the songs' beginnings, made by all cores and kept in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [(folder / f"codes-{first}.npy", weights, first) for first in range(FIRST, FIRST + clips, CHUNK)]
+    chunks = [(folder / f"codes-{song}.npy", weights, song, frames) for song in songs[::CHUNK]]
     missing = [chunk for chunk in chunks if not chunk[0].exists()]
     with multiprocessing.get_context("spawn").Pool() as pool:
         for done, _ in enumerate(pool.imap_unordered(_prepare, missing), start=1):
             print(f"{time.strftime('%H:%M:%S')} codes {done * CHUNK} of {len(missing) * CHUNK}", flush=True)
-    return torch.from_numpy(np.concatenate([np.load(path) for path, _, _ in chunks]))
+    return torch.from_numpy(np.concatenate([np.load(chunk[0]) for chunk in chunks]))
 
 
 @torch.inference_mode()
-def _prepare(chunk: tuple[Path, Path, int]) -> None:
-    path, weights, first = chunk
+def _prepare(chunk: tuple[Path, Path, int, int]) -> None:
+    path, weights, first, frames = chunk
     torch.set_num_threads(1)
     network, quantiser = codec.load(weights)
-    songs = (torch.from_numpy(play(compose(seed)))[None] for seed in range(first, first + CHUNK))
-    codes = [quantiser(encode(network, song))[0] for song in songs]
+    # The codec looks ahead.
+    seconds = min((frames + AHEAD) / FRAMES, SECONDS)
+    songs = (torch.from_numpy(play(compose(seed), seconds))[None] for seed in range(first, first + CHUNK))
+    codes = [quantiser(encode(network, song))[0][:, :frames] for song in songs]
     partial = path.with_suffix(".partial.npy")
     np.save(partial, torch.stack(codes).short().numpy())
     partial.replace(path)
@@ -132,30 +163,93 @@ def text(network: Any, tokenizer: Any, prompts: list[str], keep: torch.Tensor) -
     return network.enc_to_dec_proj(hidden) * keep[:, None, None], tokens.attention_mask
 
 
-def losses(network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each codebook, `[BOOKS]`."""
+def forward(
+    network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each code, `[clips, BOOKS, frames]` as the codes are, and the hidden states of COUNTING.
+
+    Those are `[clips, frames, width]`; that of a frame has seen the frames before.
+    """
     inputs, labels = delayed(codes.long())
+    frames = codes.shape[2]
     with torch.autocast("cpu", torch.bfloat16):
         hidden, mask = text(network, tokenizer, prompts, keep)
-        logits = network.decoder(
-            inputs, encoder_hidden_states=hidden, encoder_attention_mask=mask, use_cache=False
-        ).logits
-    logits = logits.float().view(len(codes), BOOKS, -1, CODES)
-    books = [
-        functional.cross_entropy(logits[:, book].flatten(0, 1), labels[:, book].flatten(), ignore_index=IGNORED)
-        for book in range(BOOKS)
-    ]
-    return torch.stack(books)
+        made = network.decoder(
+            inputs,
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=mask,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    logits = made.logits.float().view(len(codes), BOOKS, -1, CODES)
+    entropies = functional.cross_entropy(logits.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
+    return (
+        torch.stack([entropies[:, book, book : book + frames] for book in range(BOOKS)], dim=1),
+        made.hidden_states[COUNTING][:, :frames].float(),
+    )
+
+
+def losses(network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each codebook, `[BOOKS]`."""
+    return forward(network, tokenizer, codes, prompts, keep)[0].mean((0, 2))
+
+
+class Probe(torch.nn.Module):
+    """Asks the network for what the codes teach too little of, as it is a small part of what they surprise with.
+
+    From the text: what the song is like, for much of that is heard in every frame, and some, "no drums", hardly but at
+    once. From the decoder: where in the bar it is, for only the frames in which a note begins depend on it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
+        self.frame = torch.nn.Linear(width, 2 * max(EIGHTHS))
+        self.beat = torch.nn.Linear(width, BEATS)
+
+    def told(self, hidden: torch.Tensor, mask: torch.Tensor, songs: list[Song]) -> torch.Tensor:
+        """The mean cross-entropy of the attributes, from the text's hidden states `[songs, tokens, width]`."""
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        entropies = [
+            functional.cross_entropy(head(mean), torch.tensor([values.index(getattr(song, name)) for song in songs]))
+            for head, (name, values) in zip(self.heads, ATTRIBUTES.items(), strict=True)
+        ]
+        return torch.stack(entropies).mean()
+
+    def counted(self, hidden: torch.Tensor, songs: list[Song]) -> torch.Tensor:
+        """The cross-entropy of each frame's place in its beat, and in the bar, from hidden states of the decoder."""
+        frames = torch.arange(hidden.shape[1])[None]
+        beat = torch.tensor([2 * song.eighth for song in songs])[:, None]
+        placed = functional.cross_entropy(self.frame(hidden).flatten(0, 1), (frames % beat).flatten())
+        return placed + functional.cross_entropy(self.beat(hidden).flatten(0, 1), (frames // beat % BEATS).flatten())
+
+
+def learn(
+    network: Any, tokenizer: Any, probe: Probe, codes: torch.Tensor, asked: list[tuple[Song, str]]
+) -> dict[str, torch.Tensor]:
+    """The losses on codes `[songs, BOOKS, frames]` of songs, and of the probe."""
+    songs, prompts = [song for song, _ in asked], [prompt for _, prompt in asked]
+    surprise, inner = forward(network, tokenizer, codes, prompts, torch.rand(len(asked)) > UNTEXTED)
+    share = 1 + EARLY / torch.arange(1, codes.shape[2] + 1)
+    hidden, mask = text(network, tokenizer, prompts, torch.ones(len(asked)))
+    return {
+        "codes": (surprise * share / share.mean()).mean(),
+        "told": PROBED * probe.told(hidden, mask, songs),
+        "counted": PROBED * probe.counted(inner, songs),
+    }
 
 
 def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    codes = prepare(folder / "codes", weights, clips)
-    songs = [compose(seed) for seed in range(FIRST, FIRST + clips)]
+    known = clips - HELD_OUT
+    whole = range(FIRST, FIRST + clips)
+    codes = prepare(folder / "codes", weights, whole, round(SECONDS * FRAMES))
+    songs = [compose(seed) for seed in whole]
+    begun = range(BEGINNINGS_FIRST, BEGINNINGS_FIRST + BEGINNINGS)
+    beginnings = prepare(folder / "beginnings", weights, begun, BEGINNING)
     listener, quantiser = codec.load(weights)
     network, tokenizer = build(quantiser.books)
-    network.audio_encoder.load_state_dict(listener.state_dict())
     network.audio_encoder.requires_grad_(False)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in learning if parameter.dim() > 1]
@@ -163,32 +257,41 @@ def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
-    run = Run(folder, steps, network=network, optimiser=optimiser)
-    known = clips - HELD_OUT
+    probe = Probe(network.decoder.config.hidden_size)
+    probe_optimiser = torch.optim.AdamW(probe.parameters(), lr=PEAK)
+    run = Run(folder, steps, network=network, optimiser=optimiser, probe=probe, probe_optimiser=probe_optimiser)
+    # A run that is over takes another decoder of the same codes.
+    network.audio_encoder.load_state_dict(listener.state_dict())
     network.train()
     for step in run:
         for group in optimiser.param_groups:
             group["lr"] = run.rate(PEAK)
         rng = np.random.default_rng(step)
-        chosen = rng.integers(known, size=BATCH)
-        prompts = [_forget(describe(songs[index], rng), rng) for index in chosen]
-        keep = torch.from_numpy(rng.random(BATCH) > UNTEXTED)
         heard = SHORT if step < SHORT_SHARE * steps else codes.shape[2]
-        loss = losses(network, tokenizer, codes[chosen, :, :heard], prompts, keep).mean()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        chosen = rng.integers(known, size=BATCH)
+        more = rng.integers(BEGINNINGS, size=BEGINNINGS_BATCH)
+        optimiser.zero_grad(), probe_optimiser.zero_grad()
+        for part, described in (
+            (codes[chosen, :, :heard], [songs[index] for index in chosen]),
+            (beginnings[more], [compose(begun[index]) for index in more]),
+        ):
+            asked = [(song, _forget(describe(song, rng), rng)) for song in described]
+            parts = learn(network, tokenizer, probe, part, asked)
+            torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
+        optimiser.step(), probe_optimiser.step()
         if step % 100 == 0:
             rng = np.random.default_rng(0)
             network.eval()
             with torch.inference_mode():
                 prompts = [describe(song, rng) for song in songs[known:]]
-                told = losses(network, tokenizer, codes[known:], prompts, torch.ones(HELD_OUT))
-                untold = losses(network, tokenizer, codes[known:], prompts, torch.zeros(HELD_OUT))
+                unheard = codes[known:, :, :heard]
+                told = losses(network, tokenizer, unheard, prompts, torch.ones(HELD_OUT))
+                untold = losses(network, tokenizer, unheard, prompts, torch.zeros(HELD_OUT))
             network.train()
+            learnt = {name: round(value.item(), 3) for name, value in parts.items()}
             shown = f"held out {[round(value, 3) for value in told.tolist()]} without text {untold[0]:.3f}"
-            print(f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.3f} {shown}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} step {step} {learnt} {shown}", flush=True)
     write(network, tokenizer, folder / "checkpoint")
 
 
