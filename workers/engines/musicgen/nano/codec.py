@@ -123,9 +123,11 @@ class Quantiser(torch.nn.Module):
 
 
 def load(path: Path) -> tuple[Any, Quantiser]:
-    """A trained codec from its safetensors file."""
+    """A trained codec from its safetensors file, or from that of a checkpoint with a codec in it."""
     network: Any = EncodecModel(config())
-    network.load_state_dict(load_file(path))
+    prefix, weights = "audio_encoder.", load_file(path)
+    within = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    network.load_state_dict(within or weights)
     return network.eval(), quantiser_of(network)
 
 

@@ -1,6 +1,7 @@
 """Trains nano's text encoder and decoder on the codes of synthesised songs, and writes the checkpoint.
 
-`python -m workers.engines.musicgen.nano.language_model FOLDER --codec CODEC` goes on where it was stopped.
+`python -m workers.engines.musicgen.nano.language_model FOLDER --codec CODEC` goes on where it was stopped;
+`--start` begins with the weights of a checkpoint's folder.
 """
 
 import argparse
@@ -239,7 +240,7 @@ def learn(
     }
 
 
-def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -> None:
+def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS, *, start: Path | None = None) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     known = clips - HELD_OUT
@@ -250,6 +251,9 @@ def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS) -
     beginnings = prepare(folder / "beginnings", weights, begun, BEGINNING)
     listener, quantiser = codec.load(weights)
     network, tokenizer = build(quantiser.books)
+    if start is not None:
+        kind: Any = MusicgenForConditionalGeneration
+        network.load_state_dict(kind.from_pretrained(start, dtype=torch.float32).state_dict())
     network.audio_encoder.requires_grad_(False)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in learning if parameter.dim() > 1]
@@ -316,4 +320,5 @@ if __name__ == "__main__":
     parser.add_argument("--codec", dest="weights", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--start", type=Path)
     train(**vars(parser.parse_args()))
