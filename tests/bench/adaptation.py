@@ -42,8 +42,8 @@ def main() -> None:
     songs = [replace(compose(seed), tempo=TEMPO, eighth=EIGHTH) for seed in range(FIRST, FIRST + SONGS)]
     audio = torch.from_numpy(np.stack([play(song, SECONDS) for song in songs]))
     with torch.inference_mode():
-        found, _ = codec.quantiser_of(network.audio_encoder)(codec.encode(network.audio_encoder, audio))
-    codes = found.clone().view(len(found), SONGS, -1).transpose(0, 1)
+        found = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
+    codes = found.clone()
     rng = np.random.default_rng(0)
     prompts = [describe(song, rng) for song in songs]
 

@@ -160,8 +160,8 @@ def test_a_song_surprises_nano_less_when_its_prompt_is_true(nano: MusicgenEngine
     audio = torch.from_numpy(np.stack([play(song, 1.2) for song in songs]))
     network, tokenizer = nano.network, AutoTokenizer.from_pretrained(resolve(NANO.id).folder)
     with torch.no_grad():
-        found, _ = codec.quantiser_of(network.audio_encoder)(codec.encode(network.audio_encoder, audio))
-    codes = found.view(BOOKS, len(songs), -1).transpose(0, 1)[:, :, :FRAMES]
+        found = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
+    codes = found[:, :, :FRAMES]
 
     def surprise(told: list[Song]) -> float:
         prompts = [request(song, np.random.default_rng(0)) for song in told]
@@ -203,8 +203,8 @@ def test_an_adapter_learns_a_song_in_a_few_steps_and_the_model_below_it_stays(
     network, tokenizer = nano.network, AutoTokenizer.from_pretrained(checkpoint)
     audio = torch.from_numpy(play(compose(UNHEARD[0]), 3.0))[None]
     with torch.no_grad():
-        codes, _ = codec.quantiser_of(network.audio_encoder)(codec.encode(network.audio_encoder, audio))
-    batch, prompts, keep = codes[None].repeat(2, 1, 1), ["my song"] * 2, torch.ones(2)
+        codes = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
+    batch, prompts, keep = codes.repeat(2, 1, 1), ["my song"] * 2, torch.ones(2)
     below = {name: value.clone() for name, value in network.state_dict().items()}
 
     def loss() -> torch.Tensor:

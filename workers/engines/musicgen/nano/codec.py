@@ -157,6 +157,12 @@ def encode(network: Any, audio: torch.Tensor) -> torch.Tensor:
     return hidden.float().transpose(1, 2).reshape(-1, WIDTH)
 
 
+def codes_of(network: Any, quantiser: Quantiser, audio: torch.Tensor) -> torch.Tensor:
+    """The codes `[clips, BOOKS, frames]` of audio `[clips, samples]`."""
+    codes: torch.Tensor = quantiser(encode(network, audio))[0]
+    return codes.view(BOOKS, len(audio), -1).transpose(0, 1)
+
+
 def decode(network: Any, latents: torch.Tensor, clips: int) -> torch.Tensor:
     """Audio `[clips, samples]`."""
     hidden = latents.view(clips, -1, WIDTH).transpose(1, 2)

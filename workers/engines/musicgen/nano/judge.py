@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from workers.engines.musicgen.nano.instruments import RATE, Signal
-from workers.engines.musicgen.nano.songs import FASTEST, LEADS, SLOWEST, Song, compose, play
+from workers.engines.musicgen.nano.songs import FASTEST, LEADS, MODES, SLOWEST, Song, compose, play
 from workers.engines.musicgen.nano.spectra import pitch_classes, spectrum
 
 HOP: Final = 160
@@ -27,7 +27,6 @@ BATCH: Final = 32
 TOLERANCE: Final = 0.05
 # An echo after a beat is heard again after two and four, and often after a half.
 MULTIPLES: Final = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0), (0.5, 0.5))
-MODES: Final = ("major", "minor")
 
 
 class Verdict(Struct, frozen=True):

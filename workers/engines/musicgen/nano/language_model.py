@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
 from workers.engines.musicgen.nano import codec, words
-from workers.engines.musicgen.nano.codec import BOOKS, CODES, encode
+from workers.engines.musicgen.nano.codec import BOOKS, CODES, codes_of
 from workers.engines.musicgen.nano.descriptions import describe
 from workers.engines.musicgen.nano.instruments import FRAMES
 from workers.engines.musicgen.nano.run import Run
@@ -26,6 +26,7 @@ from workers.engines.musicgen.nano.songs import (
     EIGHTHS,
     FASTEST,
     LEADS,
+    MODES,
     SECONDS,
     SLOWEST,
     STYLES,
@@ -63,7 +64,7 @@ COUNTING: Final = 3
 ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = {
     "style": list(STYLES),
     "lead": list(LEADS),
-    "mode": ["major", "minor"],
+    "mode": list(MODES),
     "drums": [False, True],
     "eighth": list(EIGHTHS),
 }
@@ -138,7 +139,7 @@ def _prepare(chunk: tuple[Path, Path, int, int]) -> None:
     # The codec looks ahead.
     seconds = min((frames + AHEAD) / FRAMES, SECONDS)
     songs = (torch.from_numpy(play(compose(seed), seconds))[None] for seed in range(first, first + CHUNK))
-    codes = [quantiser(encode(network, song))[0][:, :frames] for song in songs]
+    codes = [codes_of(network, quantiser, song)[0, :, :frames] for song in songs]
     partial = path.with_suffix(".partial.npy")
     np.save(partial, torch.stack(codes).short().numpy())
     partial.replace(path)

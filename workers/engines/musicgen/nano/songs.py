@@ -19,6 +19,7 @@ Strike: TypeAlias = tuple[float, Signal]
 EIGHTHS: Final = range(11, 22)
 
 LEADS: Final = ("piano", "guitar", "flute", "violin", "organ", "bells", "trumpet", "synth")
+MODES: Final = ("major", "minor")
 BACKINGS: Final = ("piano", "guitar", "strings", "organ", "pad")
 
 MAJOR: Final = (0, 2, 4, 5, 7, 9, 11)
