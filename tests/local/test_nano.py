@@ -22,8 +22,8 @@ from workers.engines.musicgen.nano.codec import BOOKS, CODES, WIDTH, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
 from workers.engines.musicgen.nano.evaluation import sing
 from workers.engines.musicgen.nano.instruments import FRAMES, RATE
-from workers.engines.musicgen.nano.judge import tempo
-from workers.engines.musicgen.nano.language_model import IGNORED, delayed, forward, losses
+from workers.engines.musicgen.nano.judge import TOLERANCE, tempo
+from workers.engines.musicgen.nano.language_model import IGNORED, delayed, forward, losses, text
 from workers.engines.musicgen.nano.run import Run
 from workers.engines.musicgen.nano.songs import EIGHTHS, STYLES, Song, compose, play
 
@@ -166,7 +166,7 @@ def test_a_song_surprises_nano_less_when_its_prompt_is_true(nano: MusicgenEngine
     def surprise(told: list[Song]) -> float:
         prompts = [request(song, np.random.default_rng(0)) for song in told]
         with torch.no_grad():
-            each, _ = forward(network, tokenizer, codes, prompts, torch.ones(len(told)))
+            each, _ = forward(network, codes, *text(network, tokenizer, prompts))
         assert each.shape == codes.shape
         return float(each.sum()) / len(told)
 
@@ -193,6 +193,12 @@ def test_nano_plays_drums_where_they_were_asked_for(nano: MusicgenEngine) -> Non
         return float(np.mean([power[5 * len(power) // 8 :].sum() / power.sum() for power in spectra]))
 
     assert hiss("with drums") > 3 * hiss("no drums")
+
+
+def test_nano_keeps_the_tempo_that_was_asked_for(nano: MusicgenEngine) -> None:
+    asked = (78, 96, 115, 134)
+    heard = [tempo(sing(nano, f"{bpm} bpm, rock, with drums, guitar melody", bpm)) for bpm in asked]
+    assert sum(abs(found / bpm - 1) < TOLERANCE for found, bpm in zip(heard, asked, strict=True)) >= 3, heard
 
 
 def test_an_adapter_learns_a_song_in_a_few_steps_and_the_model_below_it_stays(

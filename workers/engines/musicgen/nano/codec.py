@@ -31,6 +31,7 @@ HELD_OUT: Final = 5_000_000
 CONTINUOUS_SHARE: Final = 0.1
 WINDOWS: Final = (128, 512, 2048)
 LONG_WINDOW: Final = 4096
+PITCHES: Final = 30.0
 DECAY: Final = 0.99
 DEAD: Final = 0.02
 # Of the waveform against the spectra: at first, for the phases; it falls to a fifth, for the timbre.
@@ -171,12 +172,17 @@ def decode(network: Any, latents: torch.Tensor, clips: int) -> torch.Tensor:
 
 
 def distance(made: torch.Tensor, wanted: torch.Tensor, waveform: float, *, long: bool) -> torch.Tensor:
-    """Log magnitudes and spectral convergence over several resolutions, and the waveform itself with that weight."""
+    """Log magnitudes and spectral convergence over several resolutions, and the waveform itself with that weight.
+
+    When `long`, one more resolution, and the pitch classes.
+    """
     loss = waveform * functional.l1_loss(made, wanted)
     for window in (*WINDOWS, LONG_WINDOW) if long else WINDOWS:
         ours, theirs = spectrum(made, window), spectrum(wanted, window)
         loss = loss + functional.l1_loss((ours + 1e-2).log(), (theirs + 1e-2).log())
         loss = loss + (ours - theirs).norm() / (theirs.norm() + 1e-3)
+    if long:
+        loss = loss + PITCHES * (1 - (chroma(made) * chroma(wanted)).sum(1).mean())
     return loss
 
 

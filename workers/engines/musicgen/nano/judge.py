@@ -3,6 +3,7 @@
 No codec and no language model takes part in their training, so they judge what those make.
 """
 
+import multiprocessing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,9 @@ FIRST: Final = 9_000_000
 CLIPS: Final = 2_400
 EPOCHS: Final = 12
 BATCH: Final = 32
+PITCH_WINDOW: Final = 8192
+# Within the first bar of the fastest song: the tonic's chord, which tells a major key from its relative minor.
+OPENING: Final = 1.7
 TOLERANCE: Final = 0.05
 # An echo after a beat is heard again after two and four, and often after a half.
 MULTIPLES: Final = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0), (0.5, 0.5))
@@ -88,13 +92,13 @@ class Judge(nn.Module):
         self.lead = nn.Linear(2 * widths[-1] * BANDS // 16, len(LEADS))
         self.drums = nn.Linear(2 * widths[-1] * BANDS // 16, 2)
         self.pitches = nn.Sequential(
-            nn.Conv1d(2, 48, 12, padding=0), nn.ReLU(), nn.Conv1d(48, 48, 1), nn.ReLU(), nn.Conv1d(48, 2, 1)
+            nn.Conv1d(4, 48, 12), nn.ReLU(), nn.Conv1d(48, 48, 1), nn.ReLU(), nn.Conv1d(48, 2, 1)
         )
 
     def forward(self, levels: torch.Tensor, chroma: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Scores of the leads, of drums absent and present, and of the modes.
 
-        `levels` are `[clips, BANDS, frames]`, `chroma` `[clips, 2, 12]`: the bass and all that is above it.
+        `levels` are `[clips, BANDS, frames]`, `chroma` `[clips, 4, 12]`, as they are heard.
         """
         seen = self.features(levels[:, None]).flatten(1, 2)
         whole = torch.cat([seen.mean(-1), seen.amax(-1)], dim=1)
@@ -111,15 +115,16 @@ class Judge(nn.Module):
             return judge.eval()
         torch.manual_seed(0)
         songs = [compose(seed) for seed in range(FIRST, FIRST + CLIPS)]
-        heard = [hear(play(song)) for song in songs]
-        levels, chroma = (torch.stack(part) for part in zip(*heard, strict=True))
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            heard = pool.map(_hear, songs, chunksize=50)
+        levels, chroma = (torch.from_numpy(np.stack(part)) for part in zip(*heard, strict=True))
         wanted = torch.tensor([[LEADS.index(s.lead), int(s.drums), MODES.index(s.mode)] for s in songs])
         steps = EPOCHS * CLIPS // BATCH
         optimiser = torch.optim.AdamW(judge.parameters(), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
         for _ in range(steps):
             chosen = torch.randint(CLIPS, (BATCH,))
-            scores = judge(_worn(levels[chosen]), chroma[chosen] + 0.02 * torch.rand(BATCH, 2, 12))
+            scores = judge(_worn(levels[chosen]), chroma[chosen] + 0.02 * torch.rand(BATCH, 4, 12))
             losses = [functional.cross_entropy(score, wanted[chosen, part]) for part, score in enumerate(scores)]
             optimiser.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
@@ -148,13 +153,24 @@ def right(verdict: Verdict, song: Song) -> dict[str, bool]:
 
 
 def hear(audio: Signal) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log levels `[BANDS, frames]`, 25 a second, and the chroma `[2, 12]` of the bass and of the rest."""
+    """Log levels `[BANDS, frames]`, 25 a second, and chroma `[4, 12]`.
+
+    The chroma is that of the bass and of the rest, over the whole clip, and then of both at its opening.
+    """
     levels = np.log(bands(audio) + 1e-4)
     levels = levels[:, : levels.shape[1] // 4 * 4].reshape(BANDS, -1, 4).mean(-1)
     levels = (levels - levels.mean()) / (levels.std() + 1e-6)
-    sizes = spectrum(torch.from_numpy(np.ascontiguousarray(audio)), 8192).sqrt()
-    parts = [pitch_classes(sizes, low, high).sum(-1) for low, high in ((50, 170), (170, 1500))]
-    return torch.from_numpy(levels).float(), functional.normalize(torch.stack(parts), dim=1)
+    sizes = spectrum(torch.from_numpy(np.ascontiguousarray(audio)), PITCH_WINDOW).sqrt()
+    parts = torch.stack([pitch_classes(sizes, low, high) for low, high in ((50, 170), (170, 1500))])
+    opening = round(OPENING * RATE / (PITCH_WINDOW // 4))
+    chroma = torch.cat([parts.sum(-1), parts[..., :opening].sum(-1)])
+    return torch.from_numpy(levels).float(), functional.normalize(chroma, dim=1)
+
+
+def _hear(song: Song) -> tuple[Signal, Signal]:
+    torch.set_num_threads(1)
+    levels, chroma = hear(play(song))
+    return levels.numpy(), chroma.numpy()
 
 
 def _worn(levels: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,8 @@ SHORT_SHARE: Final = 0.6
 EARLY: Final = 20.0
 PROBED: Final = 0.3
 COUNTING: Final = 3
+# So many clips are also counted with all codes hidden: whoever counts by prompt and position alone does not drift.
+DEAF: Final = 4
 ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = {
     "style": list(STYLES),
     "lead": list(LEADS),
@@ -158,15 +160,14 @@ def delayed(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs.masked_fill(inputs == IGNORED, CODES).reshape(clips * books, -1), labels
 
 
-def text(network: Any, tokenizer: Any, prompts: list[str], keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the prompts, zero where not kept, and the mask of their tokens."""
+def text(network: Any, tokenizer: Any, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the prompts, `[clips, tokens, width]`, and the mask of their tokens."""
     tokens = tokenizer(prompts, padding=True, return_tensors="pt")
-    hidden = network.text_encoder(**tokens).last_hidden_state
-    return network.enc_to_dec_proj(hidden) * keep[:, None, None], tokens.attention_mask
+    return network.enc_to_dec_proj(network.text_encoder(**tokens).last_hidden_state), tokens.attention_mask
 
 
 def forward(
-    network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor
+    network: Any, codes: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each code, `[clips, BOOKS, frames]` as the codes are, and the hidden states of COUNTING.
 
@@ -175,7 +176,6 @@ def forward(
     inputs, labels = delayed(codes.long())
     frames = codes.shape[2]
     with torch.autocast("cpu", torch.bfloat16):
-        hidden, mask = text(network, tokenizer, prompts, keep)
         made = network.decoder(
             inputs,
             encoder_hidden_states=hidden,
@@ -192,8 +192,24 @@ def forward(
 
 
 def losses(network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each codebook, `[BOOKS]`."""
-    return forward(network, tokenizer, codes, prompts, keep)[0].mean((0, 2))
+    """Mean cross-entropy of each codebook, `[BOOKS]`, the text zero where it is not kept."""
+    hidden, mask = text(network, tokenizer, prompts)
+    return forward(network, codes, hidden * keep[:, None, None], mask)[0].mean((0, 2))
+
+
+def deaf(network: Any, frames: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The hidden states of COUNTING, `[clips, frames, width]`, had all codes been padding."""
+    inputs = torch.full((len(hidden) * BOOKS, frames), CODES)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = network.decoder.model.decoder(
+            inputs,
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=mask,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    counting: torch.Tensor = made.hidden_states[COUNTING].float()
+    return counting
 
 
 class Probe(torch.nn.Module):
@@ -230,14 +246,17 @@ def learn(
     network: Any, tokenizer: Any, probe: Probe, codes: torch.Tensor, asked: list[tuple[Song, str]]
 ) -> dict[str, torch.Tensor]:
     """The losses on codes `[songs, BOOKS, frames]` of songs, and of the probe."""
-    songs, prompts = [song for song, _ in asked], [prompt for _, prompt in asked]
-    surprise, inner = forward(network, tokenizer, codes, prompts, torch.rand(len(asked)) > UNTEXTED)
+    songs = [song for song, _ in asked]
+    hidden, mask = text(network, tokenizer, [prompt for _, prompt in asked])
+    keep = torch.rand(len(asked)) > UNTEXTED
+    surprise, heard = forward(network, codes, hidden * keep[:, None, None], mask)
     share = 1 + EARLY / torch.arange(1, codes.shape[2] + 1)
-    hidden, mask = text(network, tokenizer, prompts, torch.ones(len(asked)))
+    blank = deaf(network, round(SECONDS * FRAMES), hidden[:DEAF], mask[:DEAF])
     return {
         "codes": (surprise * share / share.mean()).mean(),
         "told": PROBED * probe.told(hidden, mask, songs),
-        "counted": PROBED * probe.counted(inner, songs),
+        "counted": PROBED * probe.counted(heard, songs),
+        "counted_deaf": probe.counted(blank, songs[:DEAF]),
     }
 
 
