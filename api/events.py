@@ -96,9 +96,11 @@ async def _recorded(services: Services, job: Job, offset: int) -> AsyncIterator[
 def _change(
     services: Services, before: Job | None, after: Job | None, recorded: Recorded
 ) -> ServerSentEventMessage | None:
-    """The message for an event that the fold accepted."""
-    outcome = after.outcome(recorded.id) if after else None
-    if after is None or after is before or outcome is None or outcome.reason:
+    """The message for an event that the fold accepted, and had not met before."""
+    if after is None or (before is not None and after.outcomes is before.outcomes):
+        return None
+    outcome = after.outcome(recorded.id)
+    if outcome is None or outcome.reason:
         return None
     name = after.status if isinstance(recorded.event, JobCancelRequested) else NAMES.get(recorded.type)
     return _message(name, after.position, body(services, after)) if name else None

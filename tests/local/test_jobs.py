@@ -13,7 +13,9 @@ from msgspec.structs import replace
 
 from domain.events import AdapterSnapshot
 from domain.models import NOISE
+from domain.ports import Message
 from infra.client import StudioClient
+from tests import audit
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
@@ -433,6 +435,20 @@ async def test_a_client_waits_through_heartbeats(parts: Parts, monkeypatch: pyte
         asyncio.get_running_loop().call_later(0.3, engine.release)
         names = [update.name async for update in client.follow("j1")]
     assert (names[0], names[-1]) == ("snapshot", "completed")
+
+
+async def test_what_landed_twice_is_told_once(parts: Parts) -> None:
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[1])
+        ended = await parts.when("j1", "completed")
+    landed = await audit.records(parts.log, "jobs")
+    await parts.log.append([Message("jobs", record.key, record.value, record.headers) for record in landed])
+    told = await parts.http.get("/jobs/j1/events", headers={"Last-Event-ID": str(ended.origin)})
+    assert [line for line in told.text.splitlines() if line.startswith("event")] == [
+        "event: started",
+        "event: sample",
+        "event: completed",
+    ]
 
 
 def test_a_cancel_is_seen_by_who_follows(studio: Running) -> None:
