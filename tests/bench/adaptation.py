@@ -24,7 +24,7 @@ from workers.engines.musicgen.nano.songs import compose, play
 
 STEPS: Final = int(os.environ.get("STEPS", "100"))
 FIRST: Final = 6_000_000
-SONGS: Final = 40
+SONGS: Final = 200
 HELD_OUT: Final = 8
 BATCH: Final = 8
 SECONDS: Final = 5.0
@@ -70,7 +70,7 @@ def main() -> None:
     before = held_out()
     options = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
     network.decoder = get_peft_model(network.decoder, options)
-    optimiser = torch.optim.AdamW(learning(), lr=3e-3)
+    optimiser = torch.optim.AdamW(learning(), lr=1e-3)
     adapter = sum(parameter.numel() for parameter in learning())
     spans = [step(optimiser) for _ in range(STEPS)]
     print(
