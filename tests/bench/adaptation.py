@@ -41,9 +41,8 @@ def main() -> None:
     )
     songs = [replace(compose(seed), tempo=TEMPO, eighth=EIGHTH) for seed in range(FIRST, FIRST + SONGS)]
     audio = torch.from_numpy(np.stack([play(song, SECONDS) for song in songs]))
-    with torch.inference_mode():
-        found = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
-    codes = found.clone()
+    with torch.no_grad():
+        codes = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
     rng = np.random.default_rng(0)
     prompts = [describe(song, rng) for song in songs]
 

@@ -175,14 +175,7 @@ def forward(
     """
     inputs, labels = delayed(codes.long())
     frames = codes.shape[2]
-    with torch.autocast("cpu", torch.bfloat16):
-        made = network.decoder(
-            inputs,
-            encoder_hidden_states=hidden,
-            encoder_attention_mask=mask,
-            use_cache=False,
-            output_hidden_states=True,
-        )
+    made = _decoded(network.decoder, inputs, hidden, mask)
     logits = made.logits.float().view(len(codes), BOOKS, -1, CODES)
     entropies = functional.cross_entropy(logits.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
     return (
@@ -200,16 +193,21 @@ def losses(network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str]
 def deaf(network: Any, frames: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The hidden states of COUNTING, `[clips, frames, width]`, had all codes been padding."""
     inputs = torch.full((len(hidden) * BOOKS, frames), CODES)
+    made = _decoded(network.decoder.model.decoder, inputs, hidden, mask)
+    counting: torch.Tensor = made.hidden_states[COUNTING].float()
+    return counting
+
+
+def _decoded(decoder: Any, inputs: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> Any:
+    """What the decoder, with its heads or without, makes of inputs that were prompted so."""
     with torch.autocast("cpu", torch.bfloat16):
-        made = network.decoder.model.decoder(
+        return decoder(
             inputs,
             encoder_hidden_states=hidden,
             encoder_attention_mask=mask,
             use_cache=False,
             output_hidden_states=True,
         )
-    counting: torch.Tensor = made.hidden_states[COUNTING].float()
-    return counting
 
 
 class Probe(torch.nn.Module):
