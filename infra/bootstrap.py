@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
@@ -185,6 +186,8 @@ async def rebuild(
     async with contextlib.AsyncExitStack() as stack:
         log = await _opened(stack, _log(settings))
         store = await _opened(stack, _mongo_store(settings, outdated=True))
+        # Or else the garbage collector looks through every module again and again while the events pass.
+        gc.freeze()
         return await rebuilding.rebuild(log, store, topics, progress)
 
 

@@ -48,6 +48,7 @@ async def fold(store: ReadStore, batch: Sequence[Recorded]) -> list[tuple[View[A
     A store that saves in order may stop anywhere in between: as long as the job itself is still the old one, folding
     the batch again derives the same figures and samples again.
     """
+    # Jobs before figures, which are written before jobs: then a save by another host in between miscounts nothing.
     jobs = await store.get(JOBS, list({recorded.key for recorded in batch}))
     before = dict(jobs)
     partitions = groupby(sorted(batch, key=_partition), key=_partition)

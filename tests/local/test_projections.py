@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from domain.events import (
     encode,
 )
 from domain.jobs import JOBS, Job
-from domain.ports import Document, Message, Position, Record, TopicPartition, View
+from domain.ports import D, Document, Message, Position, Record, TopicPartition, View
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections.audio import AUDIO
@@ -83,6 +84,21 @@ class CrashingStore(SqliteStore):
             self.writes_left -= 1
             await super().save([document], {})
         await super().save([], watermarks)
+
+
+class SharedStore(SqliteStore):
+    """Between its reads, a host that has lost the partition and does not know it yet saves its last batch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
+        found = await super().get(view, ids)
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return found
 
 
 @pytest.fixture
@@ -150,6 +166,27 @@ def test_a_crash_between_two_writes_costs_nothing(
         crashed = await digests(store)
         await store.close()
         assert crashed == await folded(log, folder / "clean.db", batches)
+        await log.close()
+
+    asyncio.run(compare())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=histories, cut=st.integers(1, 8))
+def test_two_hosts_that_fold_one_partition_at_a_time_agree(
+    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], cut: int
+) -> None:
+    history = records(events)
+
+    async def compare() -> None:
+        folder = tmp_path_factory.mktemp("two")
+        log = await SqliteLog.open(folder / "events.db")
+        store = await SharedStore.open(folder / "shared.db", VIEWS)
+        store.meanwhile = partial(project, log, store, history[:cut])
+        await project(log, store, history)
+        shared = await digests(store)
+        await store.close()
+        assert shared == await folded(log, folder / "clean.db", [history])
         await log.close()
 
     asyncio.run(compare())
