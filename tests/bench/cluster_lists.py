@@ -5,8 +5,9 @@ import os
 import statistics
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
@@ -15,12 +16,14 @@ from infra.bootstrap import adapters
 from infra.settings import read
 from projections.project import project
 from tests.bench.read_side import PARTITIONS, Request, cancelled, history, interleaved, placed
+from tests.conditions import eventually
 from tests.processes import fresh, running
 from tests.servers import servers
 
 SHORT: Final = 1_000
 LONG: Final = int(os.environ.get("JOBS", "1_000_000"))
 BATCH: Final = 20_000
+PATIENCE: Final = 120.0
 
 
 async def fill(settings: Mapping[str, str], jobs: int) -> None:
@@ -44,12 +47,18 @@ def request(http: aiohttp.ClientSession, path: str, found: str, items: int) -> R
     return ask
 
 
+async def deep_page(http: aiohttp.ClientSession, offset: int) -> dict[str, Any]:
+    async with http.get("/jobs", params={"offset": offset, "limit": 1}) as answer:
+        page: dict[str, Any] = await answer.json()
+        return page if answer.ok else {}
+
+
 async def measure(short_url: str, long_url: str) -> None:
     async with aiohttp.ClientSession(short_url) as short, aiohttp.ClientSession(long_url) as long:
         deep = []
         for http, jobs in ((short, SHORT), (long, LONG)):
-            async with http.get("/jobs", params={"offset": jobs * 9 // 10, "limit": 1}) as answer:
-                page = await answer.json()
+            # What was written a moment ago MongoDB walks so slowly that the API gives up at first.
+            page = await eventually(partial(deep_page, http, jobs * 9 // 10), PATIENCE)
             assert page["total"] == jobs
             deep.append(f"/jobs?limit=50&cursor={page['next_cursor']}")
         print(f"                     of {SHORT:,} jobs   of {LONG:,} jobs   ratio")
