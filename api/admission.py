@@ -6,14 +6,14 @@ from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.status_codes import HTTP_415_UNSUPPORTED_MEDIA_TYPE
 
-from api.positions import WAIT_SECONDS
 from api.services import Services
 from domain.errors import Fault, InvalidError, UnavailableError
 from domain.ports import Position
+from projections.current import WAIT_SECONDS
 
 
 async def admit(request: Request[Any, Any, Any]) -> None:
-    """Holds a request back until the views have folded the positions that `If-Event-Position` names, comma-separated.
+    """Holds a request back until its answer will show the positions that `If-Event-Position` names, comma-separated.
 
     Nothing is answered before the views have caught up with the log after a start: what exists would seem not to.
     """
@@ -29,7 +29,8 @@ async def admit(request: Request[Any, Any, Any]) -> None:
         raise UnavailableError("The views are still being folded from the log; ask again soon.")
     if (header := request.headers.get("if-event-position")) is not None:
         positions = [_position(services, text.strip()) for text in header.split(",")]
-        if not await services.views.wait(positions, WAIT_SECONDS):
+        reader = services.tail if "current" in request.route_handler.opt else services.views
+        if not await reader.wait(positions, WAIT_SECONDS):
             raise UnavailableError(f"The views have not reached {header} within {WAIT_SECONDS:g} s; ask again.")
 
 

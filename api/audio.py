@@ -15,6 +15,7 @@ from litestar.status_codes import (
 from msgspec import Struct
 
 from api import ranges
+from api.positions import CURRENT
 from api.ranges import Slice, Unsatisfiable
 from api.services import Injected, Services
 from domain.errors import NotFoundError
@@ -51,7 +52,7 @@ class AudioBody(Struct, frozen=True, kw_only=True):
     created_at: str
 
 
-@get("/audio/{sample_id:str}", operation_id="getAudio", tags=["audio"])
+@get("/audio/{sample_id:str}", operation_id="getAudio", opt=CURRENT, tags=["audio"])
 async def get_audio(services: Injected, sample_id: FromPath[str]) -> AudioBody:
     sample = await _load(services, sample_id)
     adapter = sample.adapter
@@ -77,7 +78,7 @@ async def get_audio(services: Injected, sample_id: FromPath[str]) -> AudioBody:
     )
 
 
-@get("/audio/{sample_id:str}/waveform", operation_id="getWaveform", tags=["audio"])
+@get("/audio/{sample_id:str}/waveform", operation_id="getWaveform", opt=CURRENT, tags=["audio"])
 async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response[Waveform]:
     """Peaks in the JSON layout of audiowaveform, version 2."""
     sample = await _load(services, sample_id)
@@ -90,6 +91,7 @@ async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response
     "/audio/{sample_id:str}/stream",
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     operation_id=lambda handler, method, path: f"{method.lower()}AudioStream",  # noqa: ARG005
+    opt=CURRENT,
     tags=["audio"],
 )
 async def stream_audio(

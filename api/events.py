@@ -11,10 +11,11 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.status_codes import HTTP_204_NO_CONTENT
 
 from api.jobs import body, load
-from api.positions import WAIT_SECONDS
+from api.positions import CURRENT
 from api.services import Injected, Services
 from domain.events import JobCancelRequested, JobProgressed, Recorded, decode
 from domain.jobs import Job, evolve
+from projections.current import WAIT_SECONDS
 
 HEARTBEAT_SECONDS: Final = 15.0
 NAMES: Final = {
@@ -29,7 +30,7 @@ NAMES: Final = {
 }
 
 
-@get("/jobs/{job_id:str}/events", operation_id="followJob", tags=["jobs"])
+@get("/jobs/{job_id:str}/events", operation_id="followJob", opt=CURRENT, tags=["jobs"])
 async def follow_job(
     services: Injected,
     job_id: FromPath[str],

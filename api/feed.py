@@ -9,18 +9,23 @@ from typing import Final
 
 from domain.events import JobCancelled, JobCompleted, JobFailed, JobProgressed, Recorded, WorkerAlive
 from domain.journal import Journal, until_done
+from projections.tail import Tail
 
 SILENCE: Final = 10.0
+TELEMETRY: Final = "progress"
 
 
 class Feed:
     """The latest progress of each running job, the workers heard of, and the records of jobs as they land.
 
+    What it follows is also what `tail` holds.
+
     `started` is set once nothing that is appended from then on can be missed.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, tail: Tail) -> None:
         self._journal = journal
+        self._tail = tail
         self._progress: dict[str, JobProgressed] = {}
         self._workers: dict[str, tuple[float, WorkerAlive]] = {}
         self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
@@ -29,15 +34,13 @@ class Feed:
 
     async def run(self) -> None:
         """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
-        start = {
-            (topic, number): end
-            for topic in ("jobs", "progress")
-            for number, end in (await until_done(partial(self._journal.log.ends, topic), "The feed")).items()
-        }
+        ends = await until_done(partial(self._journal.log.ends, TELEMETRY), "The feed")
+        start = {**await self._tail.begin(), **{(TELEMETRY, number): end for number, end in ends.items()}}
         self.started.set()
         async for batch in self._journal.follow(start):
             for recorded in batch:
                 self._take(recorded)
+            await self._tail.take([recorded for recorded in batch if recorded.position.topic != TELEMETRY])
 
     def progress(self, job_id: str, attempt: int) -> JobProgressed | None:
         known = self._progress.get(job_id)

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from api import pages, positions
 from api.pages import Page
+from api.positions import CURRENT
 from api.prompts import IdempotencyKey
 from api.services import Injected, Services
 from commands import jobs as commands
@@ -72,23 +73,28 @@ class Deletion(Struct, frozen=True, kw_only=True):
     deleted_at: str | None
 
 
-@post("/generate", operation_id="submitGeneration", status_code=HTTP_202_ACCEPTED, tags=["generation"])
+@post("/generate", operation_id="submitGeneration", opt=CURRENT, status_code=HTTP_202_ACCEPTED, tags=["generation"])
 async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
     receipt = await commands.submit(services.journal, services.store, services.registry, data, idempotency_key)
-    job = await _settled(services, receipt)
-    if job:
+    status: Status = "queued"
+    if idempotency_key is None:
+        await positions.visible(services, receipt)
+    elif job := await _settled(services, receipt):
         check_same_request(job, commands.digest(data))
+        status = job.status
     return Response(
-        JobReceipt(job_id=receipt.id, status=job.status if job else "queued"),
+        JobReceipt(job_id=receipt.id, status=status),
         status_code=HTTP_202_ACCEPTED,
         headers={"Location": f"/generate/{receipt.id}", **positions.headers(receipt.position)},
     )
 
 
-@delete("/generate/{job_id:str}", operation_id="cancelGeneration", status_code=HTTP_200_OK, tags=["generation"])
+@delete(
+    "/generate/{job_id:str}", operation_id="cancelGeneration", opt=CURRENT, status_code=HTTP_200_OK, tags=["generation"]
+)
 async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Response[JobReceipt]:
     """Answers 202 while the worker still has to stop; the job is `cancelled` once its partial outputs are gone."""
     receipt = await commands.cancel(services.journal, services.store, job_id)
@@ -101,13 +107,13 @@ async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Respon
     )
 
 
-@get("/generate/{job_id:str}", operation_id="getGeneration", tags=["generation"])
+@get("/generate/{job_id:str}", operation_id="getGeneration", opt=CURRENT, tags=["generation"])
 async def get_generation(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
     """The job's status, its progress, and its samples once there are any."""
     return await _answer(services, job_id)
 
 
-@get("/jobs/{job_id:str}", operation_id="getJob", tags=["jobs"])
+@get("/jobs/{job_id:str}", operation_id="getJob", opt=CURRENT, tags=["jobs"])
 async def get_job(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
     return await _answer(services, job_id)
 
@@ -163,7 +169,7 @@ async def get_statistics(services: Injected) -> Statistics:
     return await statistics(services.store, datetime.fromisoformat(services.journal.now()))
 
 
-@delete("/jobs/{job_id:str}", operation_id="deleteJob", status_code=HTTP_200_OK, tags=["jobs"])
+@delete("/jobs/{job_id:str}", operation_id="deleteJob", opt=CURRENT, status_code=HTTP_200_OK, tags=["jobs"])
 async def delete_job(services: Injected, job_id: FromPath[str]) -> Response[Deletion]:
     """Cancels the job where it is still open, and hides it and its audio for good."""
     receipt = await commands.delete(services.journal, services.store, job_id)

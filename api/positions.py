@@ -6,12 +6,13 @@ from api.services import Services
 from commands.receipt import Receipt
 from domain.ports import Position
 
-WAIT_SECONDS: Final = 2.0
+# Marks routes that read documents by id alone, which are never behind the log's tail; the others wait for the views.
+CURRENT: Final = {"current": True}
 
 
 async def visible(services: Services, receipt: Receipt) -> bool:
-    """Whether the views have folded what a command appended."""
-    return receipt.position is None or await services.views.wait([receipt.position], WAIT_SECONDS)
+    """Whether documents show what a command appended."""
+    return receipt.position is None or await services.store.settled(receipt.position)
 
 
 def headers(position: Position | None) -> dict[str, str]:

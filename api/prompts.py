@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from api import pages, positions
 from api.pages import Page
+from api.positions import CURRENT
 from api.services import Injected, Services
 from commands import prompts as commands
 from domain.errors import NotFoundError
@@ -25,7 +26,7 @@ class PromptBody(Struct, frozen=True, kw_only=True):
     created_at: str
 
 
-@post("/prompts", operation_id="createPrompt", tags=["prompts"])
+@post("/prompts", operation_id="createPrompt", opt=CURRENT, tags=["prompts"])
 async def create_prompt(
     services: Injected, data: JSONBody[PromptRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[PromptBody]:
@@ -62,7 +63,7 @@ async def list_prompts(
     )
 
 
-@get("/prompts/{prompt_id:str}", operation_id="getPrompt", tags=["prompts"])
+@get("/prompts/{prompt_id:str}", operation_id="getPrompt", opt=CURRENT, tags=["prompts"])
 async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody:
     return _body(await _load(services, prompt_id))
 

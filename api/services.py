@@ -9,16 +9,19 @@ from api.feed import Feed
 from api.renditions import Renditions
 from domain.journal import Journal
 from domain.models import Registry
-from domain.ports import ObjectStore, ReadStore
+from domain.ports import ObjectStore
+from projections.current import CurrentViews
 from projections.folded import Folded
+from projections.tail import Tail
 
 
 class Services(Struct, frozen=True, kw_only=True):
     journal: Journal
-    store: ReadStore
+    store: CurrentViews
     objects: ObjectStore
     registry: Registry
     views: Folded
+    tail: Tail
     feed: Feed
     renditions: Renditions
 

@@ -12,7 +12,7 @@ from domain.generation import GenerationRequest, submission
 from domain.jobs import JOBS, Job
 from domain.journal import Journal
 from domain.models import Registry
-from domain.ports import ReadStore
+from domain.ports import Reader
 from domain.prompts import PROMPTS
 
 
@@ -22,7 +22,7 @@ def digest(request: GenerationRequest) -> str:
 
 async def submit(
     journal: Journal,
-    store: ReadStore,
+    store: Reader,
     registry: Registry,
     request: GenerationRequest,
     idempotency_key: str | None,
@@ -50,15 +50,15 @@ async def submit(
     return await _append(journal, job_id, [*created, *jobs.submit(None, submitted)])
 
 
-async def cancel(journal: Journal, store: ReadStore, job_id: str) -> Receipt:
+async def cancel(journal: Journal, store: Reader, job_id: str) -> Receipt:
     return await _append(journal, job_id, jobs.cancel(await _load(store, job_id), job_id))
 
 
-async def delete(journal: Journal, store: ReadStore, job_id: str) -> Receipt:
+async def delete(journal: Journal, store: Reader, job_id: str) -> Receipt:
     return await _append(journal, job_id, jobs.delete(await _load(store, job_id), job_id))
 
 
-async def _prompt(store: ReadStore, request: GenerationRequest, job_id: str) -> PromptCreated:
+async def _prompt(store: Reader, request: GenerationRequest, job_id: str) -> PromptCreated:
     """The event that created the prompt asked for, or that will create it."""
     match request:
         case GenerationRequest(prompt_id=str(prompt_id), prompt=None):
@@ -77,7 +77,7 @@ async def _prompt(store: ReadStore, request: GenerationRequest, job_id: str) -> 
     )
 
 
-async def _load(store: ReadStore, job_id: str) -> Job | None:
+async def _load(store: Reader, job_id: str) -> Job | None:
     return (await store.get(JOBS, [job_id])).get(job_id)
 
 

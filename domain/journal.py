@@ -51,6 +51,15 @@ class Frontier:
         async with self._moved:
             await self._moved.wait_for(lambda: all(self.next.get(key, -1) >= end for key, end in wanted.items()))
 
+    async def reaches(self, positions: Iterable[Position], seconds: float) -> bool:
+        """Whether all the positions have been read within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.reached(positions)
+        except TimeoutError:
+            return False
+        return True
+
 
 class Journal:
     """`now` gives ISO 8601 in UTC with microseconds; `new_id` gives ids that sort by time."""

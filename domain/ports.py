@@ -146,8 +146,8 @@ class Query(Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
-class ReadStore(Protocol):
-    """Documents that can be thrown away and folded again from the log."""
+class Reader(Protocol):
+    """What may be asked of the views."""
 
     async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
         """The documents that exist, hidden ones too, by id."""
@@ -156,6 +156,10 @@ class ReadStore(Protocol):
 
     async def count(self, view: View[D], query: Query) -> int:
         """How many documents match, whatever `after`, `offset` and `limit` say."""
+
+
+class ReadStore(Reader, Protocol):
+    """Documents that can be thrown away and folded again from the log."""
 
     async def save(
         self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]

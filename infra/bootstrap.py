@@ -33,11 +33,13 @@ from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections import faust_app
 from projections import rebuild as rebuilding
+from projections.current import CurrentViews
 from projections.faust_app import FaustHost
 from projections.folded import Folded
 from projections.local import LocalHost
 from projections.project import VIEWS
 from projections.rebuild import Comparison, Progress
+from projections.tail import Tail
 from projections.watermarks import Watermarks
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import Checkpoint, resolve
@@ -204,14 +206,15 @@ def projection_host(settings: Settings) -> FaustHost:
 
 
 def _services(log: EventLog, store: ReadStore, objects: ObjectStore, model: Model, views: Folded) -> Services:
-    journal = _journal(log)
+    journal, tail = _journal(log), Tail(views)
     return Services(
         journal=journal,
-        store=store,
+        store=CurrentViews(store, tail, views),
         objects=objects,
         registry=Registry(model),
         views=views,
-        feed=Feed(journal),
+        tail=tail,
+        feed=Feed(journal, tail),
         renditions=Renditions(objects),
     )
 
@@ -241,7 +244,12 @@ async def _answering(
     """The API behind its URL, and what runs beside it."""
     listener = listen(settings.host, settings.port)
     config = uvicorn.Config(
-        create_app(services), lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=3
+        create_app(services),
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=3,
     )
     server = _Server(config)
     async with asyncio.TaskGroup() as tasks:

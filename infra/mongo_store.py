@@ -92,6 +92,7 @@ class MongoStore:
             )
             self._database = self._client[database]
             self._aliases = self._database["aliases"]
+            self._collections: dict[str, Any] = {}
 
     @classmethod
     async def open(
@@ -346,7 +347,10 @@ class MongoStore:
 
     def _collection(self, alias: Alias, view: View[Any]) -> Any:
         # Version 0 was never made: a view that is new in this version is empty until it is rebuilt.
-        return self._database[_versioned(view.name, alias.versions.get(view.name, 0))]
+        name = _versioned(view.name, alias.versions.get(view.name, 0))
+        if name not in self._collections:
+            self._collections[name] = self._database[name]
+        return self._collections[name]
 
     def _document(self, view: View[D], row: Mapping[str, Any]) -> D:
         document: D = self._decode[view.name](row["body"])

@@ -1,7 +1,7 @@
 """How far the views have been folded, for those who wait for it."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from domain.journal import Frontier, until_done
 from domain.ports import EventLog, Position, ReadStore, TopicPartition
@@ -14,7 +14,8 @@ class Folded:
     def __init__(self, log: EventLog, store: ReadStore) -> None:
         self._log = log
         self._store = store
-        self._goal: dict[TopicPartition, int] | None = None
+        self._goal: dict[TopicPartition, int] = {}
+        self._looked = asyncio.Event()
         self._frontier = Frontier()
         self._waiting = 0
         self.wanted = asyncio.Event()
@@ -26,22 +27,31 @@ class Folded:
     @property
     def ready(self) -> bool:
         """Whether all that was on the log at the start has been folded: before, what exists may seem not to."""
-        return self._goal is not None and all(self._frontier.next.get(key, 0) >= end for key, end in self._goal.items())
+        return self._looked.is_set() and all(self.folded.get(key, 0) >= end for key, end in self._goal.items())
+
+    @property
+    def folded(self) -> Mapping[TopicPartition, int]:
+        """The offset from which folding goes on, for each partition, as far as is known."""
+        return self._frontier.next
+
+    async def moved(self) -> None:
+        await self._frontier.moved()
+
+    async def goal(self) -> Mapping[TopicPartition, int]:
+        """Where the log ended at the start."""
+        await self._looked.wait()
+        return self._goal
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether the views have folded all the positions within that time."""
         self._waiting += 1
         self.wanted.set()
         try:
-            async with asyncio.timeout(seconds):
-                await self._frontier.reached(positions)
-        except TimeoutError:
-            return False
+            return await self._frontier.reaches(positions, seconds)
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self.wanted.clear()
-        return True
 
     async def caught_up(self, seconds: float) -> bool:
         """Whether everything that is on the log now has been folded within that time."""
@@ -51,6 +61,7 @@ class Folded:
     async def _look(self) -> dict[TopicPartition, int]:
         """Sets the goal, the log's ends."""
         self._goal = await until_done(self._ends, "The views")
+        self._looked.set()
         return self._goal
 
     async def _ends(self) -> dict[TopicPartition, int]:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from domain.events import Recorded
 from domain.jobs import JOBS, Job, evolve
-from domain.ports import Document, Query, ReadStore, View
+from domain.ports import Document, Query, Reader, ReadStore, View
 from projections.audio import AUDIO, samples
 
 WINDOW: Final = timedelta(hours=1)
@@ -65,7 +65,7 @@ async def fold(store: ReadStore, batch: Sequence[Recorded]) -> list[tuple[View[A
     ]
 
 
-async def statistics(store: ReadStore, now: datetime) -> Statistics:
+async def statistics(store: Reader, now: datetime) -> Statistics:
     parts = await store.find(STATS, Query(limit=10_000))
     counts = Counter[str]()
     for part in parts:

@@ -204,17 +204,45 @@ async def test_what_one_api_process_wrote_another_one_shows(place: Studio, http:
         read = await ask(http, "GET", f"{api.url}/prompts/{prompt_id}", headers=headers)
         assert (read.status_code, read.json().get("text")) == (200, text), read.text
 
+    async def check_list(api: Role, prompt_id: str, position: str) -> None:
+        listed = await ask(http, "GET", f"{api.url}/prompts", headers={"If-Event-Position": position})
+        assert prompt_id in [item["id"] for item in listed.json()["items"]], listed.text
+
     async def write_and_read(log: EventLog) -> None:
         for number in numbers:
             writer, reader = apis[number % 2], apis[1 - number % 2]
             text = f"rain on a tin roof, take {number}"
             written = await ask(http, "POST", f"{writer.url}/prompts", json={"text": text})
-            await check(reader, written.json()["id"], text, written.headers["X-Event-Position"])
+            prompt_id, position = written.json()["id"], written.headers["X-Event-Position"]
+            await check(reader, prompt_id, text, position)
+            await check_list(reader, prompt_id, position)
             # The API had waited for its own views; this writer waits for nobody.
             created = PromptCreated(prompt_id=f"prompt-{number}", text=text)
-            [position] = await log.append([encode(created, event_id=f"event-{number}", time=TIME)])
-            await check(reader, created.prompt_id, text, str(position))
+            [appended] = await log.append([encode(created, event_id=f"event-{number}", time=TIME)])
+            await check(reader, created.prompt_id, text, str(appended))
 
     async with place.adapters() as (log, _, _):
         await asyncio.gather(*(write_and_read(log) for _ in range(AT_ONCE)))
     assert [await role.stop() for role in place.roles] == [0] * 4
+
+
+async def test_jobs_are_shown_and_cancelled_while_nobody_folds_the_views(
+    place: Studio, http: httpx.AsyncClient
+) -> None:
+    one, other = place.role("api"), place.role("api")
+    for role in (one, other):
+        await role.start()
+    submitted = await ask(http, "POST", f"{one.url}/generate", json=SHORT)
+    job_id, headers = submitted.json()["job_id"], {"If-Event-Position": submitted.headers["X-Event-Position"]}
+    shown = await ask(http, "GET", f"{other.url}/jobs/{job_id}", headers=headers)
+    assert (shown.status_code, shown.json()["status"]) == (200, "queued")
+    listed = await http.get(f"{other.url}/jobs", headers=headers)
+    assert (listed.status_code, listed.headers["Retry-After"]) == (503, "1")
+    cancelled = await ask(http, "DELETE", f"{other.url}/generate/{job_id}")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    headers = {"If-Event-Position": cancelled.headers["X-Event-Position"]}
+    assert (await ask(http, "GET", f"{one.url}/jobs/{job_id}", headers=headers)).json()["status"] == "cancelled"
+    await place.role("project").start()
+    listed = await ask(http, "GET", f"{one.url}/jobs", headers=headers)
+    assert [(item["id"], item["status"]) for item in listed.json()["items"]] == [(job_id, "cancelled")]
+    assert [await role.stop() for role in place.roles] == [0] * 3

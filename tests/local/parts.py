@@ -21,8 +21,10 @@ from domain.models import NOISE, Registry
 from infra.file_objects import FileObjects
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
+from projections.current import CurrentViews
 from projections.local import LocalHost
 from projections.project import VIEWS
+from projections.tail import Tail
 from tests import audit
 from tests.conditions import eventually
 from workers.generation import GenerationWorker, Generator
@@ -50,13 +52,15 @@ class Parts:
         self.objects = objects
         self.journal = Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
         self.host = LocalHost(log, store)
+        tail = Tail(self.host)
         self.services = Services(
             journal=self.journal,
-            store=store,
+            store=CurrentViews(store, tail, self.host),
             objects=objects,
             registry=Registry(NOISE),
             views=self.host,
-            feed=Feed(self.journal),
+            tail=tail,
+            feed=Feed(self.journal, tail),
             renditions=Renditions(objects),
         )
         self.http = httpx.AsyncClient(
@@ -113,12 +117,12 @@ async def stop(*tasks: "asyncio.Task[None]") -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_parts(folder: Path) -> AsyncIterator[Parts]:
+async def open_parts(folder: Path, kind: type[SqliteStore] = SqliteStore) -> AsyncIterator[Parts]:
     """Opened on a folder, which may hold a studio's past, and with the views and the feed running."""
     async with contextlib.AsyncExitStack() as stack:
         log = await SqliteLog.open(folder / "events.db")
         stack.push_async_callback(log.close)
-        store = await SqliteStore.open(folder / "views.db", VIEWS)
+        store = await kind.open(folder / "views.db", VIEWS)
         stack.push_async_callback(store.close)
         parts = Parts(folder, log, store, await FileObjects.open(folder / "objects"))
         running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]

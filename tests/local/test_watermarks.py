@@ -2,10 +2,13 @@
 
 import asyncio
 
+import pytest
+
 from domain.ports import Position
+from projections import watermarks
 from projections.watermarks import Watermarks
 from tests.conditions import eventually
-from tests.local.parts import Parts, stop
+from tests.local.parts import Parts, stop, submission
 
 
 async def test_a_position_is_waited_for_until_another_process_has_folded_it(parts: Parts) -> None:
@@ -61,4 +64,17 @@ async def test_nobody_asks_the_store_while_nobody_waits(parts: Parts) -> None:
     assert looks <= before + 1
     assert await views.caught_up(10)
     assert looks > before
+    await stop(running)
+
+
+async def test_the_store_is_asked_once_in_a_while_so_that_the_tail_can_forget(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watermarks, "IDLE_SECONDS", 0.01)
+    views = Watermarks(parts.log, parts.store)
+    running = asyncio.create_task(views.run())
+    assert await views.caught_up(10)
+    [position] = await parts.journal.append(submission("j1"))
+    partition = position.topic, position.partition
+    await eventually(lambda: asyncio.sleep(0, views.folded[partition] > position.offset))
     await stop(running)
