@@ -30,6 +30,8 @@ BATCH: Final = 500
 BATCH_BYTES: Final = 262_144
 READERS: Final = 4
 POLL_MS: Final = 1_000
+# A request that waits for the partitions that are idle holds up the others of the same broker.
+FETCH_WAIT_MS: Final = 100
 RETRY_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
 CLOSED: Final = "The event log is closed."
@@ -256,6 +258,7 @@ class KafkaLog:
             bootstrap_servers=self._access.servers,
             auto_offset_reset="none",
             enable_auto_commit=False,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             **self._access.connection(),
         )
         self._consumers.add(consumer)

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import faust
-from faust.types import TP, ChannelT, EventT, StreamT
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ChannelT, EventT, StreamT, TransportT
 from faust.types.auth import CredentialsT
 
 from domain.errors import Text2SongError, UnavailableError
@@ -26,10 +27,30 @@ Adapters: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[EventLog, R
 
 WHO: Final = "The views' host"
 BATCH: Final = 500
+# Faust stops asking for what overflows, for a second at least: half of it should keep the agents busy for as long.
+BUFFER: Final = 16_384
+# A request that waits for the topics that are idle holds up the others of the same broker.
+FETCH_WAIT_MS: Final = 100
 WATCHES: Final = 6
 STOP_SECONDS: Final = 10.0
 
 log: Final = logging.getLogger(__name__)
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: driver.Transport) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 -- Faust takes no setting for it
+        return consumer
+
+
+class _Consumer(driver.Consumer):
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+
+class _Transport(driver.Transport):
+    Consumer = _Consumer
 
 
 class FaustHost(faust.App):
@@ -67,7 +88,7 @@ class FaustHost(faust.App):
             table_standby_replicas=0,
             consumer_auto_offset_reset="earliest",
             stream_wait_empty=True,
-            stream_buffer_maxsize=1024,
+            stream_buffer_maxsize=BUFFER,
             broker_max_poll_records=BATCH,
             broker_commit_interval=1.0,
             broker_session_timeout=45,
@@ -88,6 +109,9 @@ class FaustHost(faust.App):
             self.agent(self.topic(prefix + topic, allow_empty=True), name=topic)(self._agent(topic))
         self.task(self._watch)
         self.on_partitions_assigned.connect(self._assigned)
+
+    def _new_transport(self) -> TransportT:
+        return _Transport(self.conf.broker_consumer, self)
 
     async def on_first_start(self) -> None:
         """Faust's own would make folders for tables, of which there are none."""
