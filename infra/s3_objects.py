@@ -15,7 +15,7 @@ from msgspec import Struct
 from domain.errors import NotFoundError, UnavailableError
 from domain.ports import ObjectInfo, check_key
 
-CHUNK: Final = 64 * 1024
+CHUNK: Final = 256 * 1024
 PART: Final = 8 * 1024 * 1024
 DELETED_AT_ONCE: Final = 1000
 TRIES: Final = 5
