@@ -25,13 +25,13 @@ async def admit(request: Request[Any, Any, Any]) -> None:
         detail = f"The body is {media_type or 'of no type'}; send application/json."
         raise HTTPException(status_code=HTTP_415_UNSUPPORTED_MEDIA_TYPE, detail=detail)
     services: Services = request.app.state.services
-    if not services.views.ready:
+    if not services.folded.ready:
         raise UnavailableError("The views are still being folded from the log; ask again soon.")
     if (header := request.headers.get("if-event-position")) is not None:
         positions = [_position(services, text.strip()) for text in header.split(",")]
-        reader = services.tail if "current" in request.route_handler.opt else services.views
+        reader = services.tail if "current" in request.route_handler.opt else services.folded
         if not await reader.wait(positions, WAIT_SECONDS):
-            raise UnavailableError(f"The views have not reached {header} within {WAIT_SECONDS:g} s; ask again.")
+            raise UnavailableError(f"{header} has not been reached within {WAIT_SECONDS:g} s; ask again.")
 
 
 def _position(services: Services, text: str) -> Position:

@@ -133,7 +133,7 @@ async def stream_audio(
 
 async def _load(services: Services, sample_id: str) -> AudioSample:
     """Raises NotFoundError for a sample of a deleted or cancelled job too."""
-    sample = (await services.store.get(AUDIO, [sample_id])).get(sample_id)
+    sample = (await services.views.get(AUDIO, [sample_id])).get(sample_id)
     if sample is None or sample.hidden:
         raise NotFoundError("audio sample", sample_id)
     return sample

@@ -50,19 +50,17 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
     with services.feed.listen(job_id) as queue:
         seen = await load(services, job_id)
         job: Job | None = None
+        # Whoever hears of something can read it, from any process; but nobody waits twice for views that stand still.
+        folds = True
         if last is None:
             job = seen
             yield _message("snapshot", job.position, body(services, job))
-            if not job.is_open:
-                return
-        # The feed may be ahead of the views: what lies between them is on the log.
-        async for recorded in _recorded(services, seen, seen.origin if job is None else job.position + 1):
-            before, job = job, evolve(job, recorded)
-            if recorded.position.offset > (-1 if last is None else last) and (
-                change := _change(services, before, job, recorded)
-            ):
-                await services.views.wait([recorded.position], WAIT_SECONDS)
-                yield change
+        else:
+            async for recorded in _life(services, seen):
+                before, job = job, evolve(job, recorded)
+                if recorded.position.offset > last and (change := _change(services, before, job, recorded)):
+                    folds = folds and await services.folded.wait([recorded.position], WAIT_SECONDS)
+                    yield change
         while job and job.is_open and not job.deleted_at:
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -78,13 +76,13 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
                 continue
             before, job = job, evolve(job, news)
             if change := _change(services, before, job, news):
-                # Whoever hears of it can read what it speaks of.
-                await services.views.wait([news.position], WAIT_SECONDS)
+                folds = folds and await services.folded.wait([news.position], WAIT_SECONDS)
                 yield change
 
 
-async def _recorded(services: Services, job: Job, offset: int) -> AsyncIterator[Recorded]:
-    """The job's own records from that offset to the end of its partition, or of its life where that is known."""
+async def _life(services: Services, job: Job) -> AsyncIterator[Recorded]:
+    """The job's own records from its submission to the end of its partition, or of its life where that is known."""
+    offset = job.origin
     while page := await services.journal.log.read("jobs", job.partition, offset):
         if not job.is_open and offset > job.position:
             return

@@ -1,4 +1,4 @@
-"""What is happening now: this process's own tail of the jobs and their telemetry."""
+"""What is happening now: this process's own tail of the log."""
 
 import asyncio
 import time
@@ -8,11 +8,13 @@ from functools import partial
 from typing import Final
 
 from domain.events import JobCancelled, JobCompleted, JobFailed, JobProgressed, Recorded, WorkerAlive
+from domain.jobs import JOBS
 from domain.journal import Journal, until_done
 from projections.tail import Tail
 
 SILENCE: Final = 10.0
 TELEMETRY: Final = "progress"
+REMEMBERED: Final = 10_000
 
 
 class Feed:
@@ -77,11 +79,15 @@ class Feed:
         match recorded.event:
             case JobProgressed(job_id=job_id) as event:
                 self._progress[job_id] = event
+                if len(self._progress) > REMEMBERED:
+                    del self._progress[next(iter(self._progress))]
             case WorkerAlive(worker_id=worker_id, state="stopped"):
                 self._workers.pop(worker_id, None)
             case WorkerAlive(worker_id=worker_id) as event:
                 self._workers[worker_id] = (time.monotonic(), event)
             case JobCompleted() | JobFailed() | JobCancelled():
                 self._progress.pop(recorded.key, None)
-        for queue in self._listeners.get(recorded.key, ()):
-            queue.put_nowait(recorded)
+        # What else may stand among the telemetry has no place in a job's life.
+        if recorded.position.topic == JOBS.name or isinstance(recorded.event, JobProgressed):
+            for queue in self._listeners.get(recorded.key, ()):
+                queue.put_nowait(recorded)

@@ -39,7 +39,7 @@ async def live() -> Live:
 async def ready(services: Injected) -> Response[Ready]:
     """503 until the log answers, the views have caught up with it, and a worker has its model loaded."""
     try:
-        views, log = await services.views.caught_up(PATIENCE_SECONDS), True
+        views, log = await services.folded.caught_up(PATIENCE_SECONDS), True
     except UnavailableError:
         views, log = False, False
     workers = [

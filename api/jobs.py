@@ -78,7 +78,7 @@ async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
-    receipt = await commands.submit(services.journal, services.store, services.registry, data, idempotency_key)
+    receipt = await commands.submit(services.journal, services.views, services.registry, data, idempotency_key)
     status: Status = "queued"
     if idempotency_key is None:
         await positions.visible(services, receipt)
@@ -88,7 +88,7 @@ async def submit_generation(
     return Response(
         JobReceipt(job_id=receipt.id, status=status),
         status_code=HTTP_202_ACCEPTED,
-        headers={"Location": f"/generate/{receipt.id}", **positions.headers(receipt.position)},
+        headers={"Location": f"/generate/{receipt.id}", **positions.headers(*receipt.positions)},
     )
 
 
@@ -97,13 +97,13 @@ async def submit_generation(
 )
 async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Response[JobReceipt]:
     """Answers 202 while the worker still has to stop; the job is `cancelled` once its partial outputs are gone."""
-    receipt = await commands.cancel(services.journal, services.store, job_id)
+    receipt = await commands.cancel(services.journal, services.views, job_id)
     job = _accepted(await _settled(services, receipt), receipt)
     status: Status = job.status if job else "cancelling"
     return Response(
         JobReceipt(job_id=job_id, status=status),
         status_code=HTTP_200_OK if status == "cancelled" else HTTP_202_ACCEPTED,
-        headers={"Location": f"/generate/{job_id}", **positions.headers(receipt.position)},
+        headers={"Location": f"/generate/{job_id}", **positions.headers(*receipt.positions)},
     )
 
 
@@ -154,7 +154,7 @@ async def list_jobs(
         offset=offset,
         limit=limit + 1,
     )
-    found = await services.store.find(JOBS, query)
+    found = await services.views.find(JOBS, query)
     return Page(
         items=[body(services, job) for job in found[:limit]],
         total=await _total(services, query),
@@ -166,13 +166,13 @@ async def list_jobs(
 
 @get("/jobs/stats", operation_id="getQueueStatistics", tags=["jobs"])
 async def get_statistics(services: Injected) -> Statistics:
-    return await statistics(services.store, datetime.fromisoformat(services.journal.now()))
+    return await statistics(services.views, datetime.fromisoformat(services.journal.now()))
 
 
 @delete("/jobs/{job_id:str}", operation_id="deleteJob", opt=CURRENT, status_code=HTTP_200_OK, tags=["jobs"])
 async def delete_job(services: Injected, job_id: FromPath[str]) -> Response[Deletion]:
     """Cancels the job where it is still open, and hides it and its audio for good."""
-    receipt = await commands.delete(services.journal, services.store, job_id)
+    receipt = await commands.delete(services.journal, services.views, job_id)
     job = _accepted(await _settled(services, receipt), receipt)
     deletion = Deletion(
         job_id=job_id, status=job.status if job else "cancelling", deleted_at=job.deleted_at if job else None
@@ -180,13 +180,13 @@ async def delete_job(services: Injected, job_id: FromPath[str]) -> Response[Dele
     return Response(
         deletion,
         status_code=HTTP_200_OK if job else HTTP_202_ACCEPTED,
-        headers=positions.headers(receipt.position),
+        headers=positions.headers(*receipt.positions),
     )
 
 
 async def load(services: Services, job_id: str) -> Job:
     """Raises NotFoundError for a deleted job too."""
-    job = (await services.store.get(JOBS, [job_id])).get(job_id)
+    job = (await services.views.get(JOBS, [job_id])).get(job_id)
     if job is None or job.deleted_at:
         raise NotFoundError("job", job_id)
     return job
@@ -246,10 +246,10 @@ async def _answer(services: Services, job_id: str) -> Response[JobBody]:
 
 
 async def _settled(services: Services, receipt: Receipt) -> Job | None:
-    """The job once the views have folded the command, None where that takes too long."""
+    """The job once it shows the command, None where that takes too long."""
     if not await positions.visible(services, receipt):
         return None
-    return (await services.store.get(JOBS, [receipt.id])).get(receipt.id)
+    return (await services.views.get(JOBS, [receipt.id])).get(receipt.id)
 
 
 def _accepted(job: Job | None, receipt: Receipt) -> Job | None:
@@ -262,7 +262,7 @@ def _accepted(job: Job | None, receipt: Receipt) -> Job | None:
 async def _total(services: Services, query: Query) -> int:
     """From the counters where they can tell: counting a long history at every page would not scale."""
     if query.start or query.end or query.equal.keys() - {"status"}:
-        return await services.store.count(JOBS, query)
-    counts = (await statistics(services.store, datetime.fromisoformat(services.journal.now()))).counts
+        return await services.views.count(JOBS, query)
+    counts = (await statistics(services.views, datetime.fromisoformat(services.journal.now()))).counts
     status = query.equal.get("status")
     return sum(counts.values()) if status is None else counts.get(str(status), 0)

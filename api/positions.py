@@ -1,4 +1,4 @@
-"""Reading one's own writes: where a command's event stands, and whether the views show it."""
+"""Reading one's own writes: where a command's events stand, and whether documents show them."""
 
 from typing import Final
 
@@ -12,8 +12,8 @@ CURRENT: Final = {"current": True}
 
 async def visible(services: Services, receipt: Receipt) -> bool:
     """Whether documents show what a command appended."""
-    return receipt.position is None or await services.store.settled(receipt.position)
+    return await services.views.settled(receipt.positions)
 
 
-def headers(position: Position | None) -> dict[str, str]:
-    return {} if position is None else {"X-Event-Position": str(position)}
+def headers(*positions: Position) -> dict[str, str]:
+    return {"X-Event-Position": ", ".join(map(str, positions))} if positions else {}

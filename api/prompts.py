@@ -30,9 +30,9 @@ class PromptBody(Struct, frozen=True, kw_only=True):
 async def create_prompt(
     services: Injected, data: JSONBody[PromptRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[PromptBody]:
-    """Answers 202 with a Location where the views have not shown the prompt yet."""
-    receipt = await commands.create(services.journal, services.store, data, idempotency_key)
-    headers = {"Location": f"/prompts/{receipt.id}", **positions.headers(receipt.position)}
+    """Answers 202 with a Location where the prompt cannot be shown yet."""
+    receipt = await commands.create(services.journal, services.views, data, idempotency_key)
+    headers = {"Location": f"/prompts/{receipt.id}", **positions.headers(*receipt.positions)}
     if await positions.visible(services, receipt):
         shown = await _load(services, receipt.id)
         check_same_request(shown, data)
@@ -53,10 +53,10 @@ async def list_prompts(
 ) -> Page[PromptBody]:
     pages.check(limit, offset)
     query = Query(after=pages.after(cursor), offset=offset, limit=limit + 1)
-    found = await services.store.find(PROMPTS, query)
+    found = await services.views.find(PROMPTS, query)
     return Page(
         items=[_body(prompt) for prompt in found[:limit]],
-        total=await services.store.count(PROMPTS, query),
+        total=await services.views.count(PROMPTS, query),
         limit=limit,
         offset=offset,
         next_cursor=pages.cursor(found, limit),
@@ -69,7 +69,7 @@ async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody
 
 
 async def _load(services: Services, prompt_id: str) -> Prompt:
-    if prompt := (await services.store.get(PROMPTS, [prompt_id])).get(prompt_id):
+    if prompt := (await services.views.get(PROMPTS, [prompt_id])).get(prompt_id):
         return prompt
     raise NotFoundError("prompt", prompt_id)
 

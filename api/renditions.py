@@ -23,9 +23,11 @@ class Renditions:
             if output_format == "flac":
                 raise NotFoundError("audio file", key)
             flac = b"".join([chunk async for chunk in self._objects.read(master)])
-            made = await self._objects.put(key, await asyncio.to_thread(transcode, flac, output_format))
+            made = await asyncio.to_thread(transcode, flac, output_format)
+            # Another process may have made it meanwhile, with other bytes, and a client may have begun to load those.
+            stored = await self._objects.put(key, made, replace=False)
             if await self._objects.stat(master) is None:
                 # The job was cancelled meanwhile, and nobody will look into its folder again.
                 await self._objects.delete(key)
                 raise NotFoundError("audio file", key)
-            return made
+            return stored

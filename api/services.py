@@ -1,4 +1,4 @@
-"""What the routes are given: the ports, and the two views of the log that every API process keeps for itself."""
+"""What the routes are given: the ports, and what every API process keeps of the log for itself."""
 
 from typing import TypeAlias
 
@@ -17,10 +17,10 @@ from projections.tail import Tail
 
 class Services(Struct, frozen=True, kw_only=True):
     journal: Journal
-    store: CurrentViews
+    views: CurrentViews
     objects: ObjectStore
     registry: Registry
-    views: Folded
+    folded: Folded
     tail: Tail
     feed: Feed
     renditions: Renditions

@@ -12,7 +12,7 @@ from domain.generation import GenerationRequest, submission
 from domain.jobs import JOBS, Job
 from domain.journal import Journal
 from domain.models import Registry
-from domain.ports import Reader
+from domain.ports import Position, Reader
 from domain.prompts import PROMPTS
 
 
@@ -31,7 +31,7 @@ async def submit(
     job_id = journal.new_id() if idempotency_key is None else str(uuid5(NAMESPACE_URL, f"job:{idempotency_key}"))
     if idempotency_key is not None and (job := await _load(store, job_id)):
         jobs.check_same_request(job, digest(request))
-        return Receipt(job_id)
+        return _seen(job)
     model = registry.usable(request.model_id)
     prompt = await _prompt(store, request, job_id)
     if request.adapter_id is not None:
@@ -47,15 +47,17 @@ async def submit(
         digest=digest(request),
     )
     created = [prompt] if request.prompt_id is None else []
-    return await _append(journal, job_id, [*created, *jobs.submit(None, submitted)])
+    return await _append(journal, None, [*created, *jobs.submit(None, submitted)])
 
 
 async def cancel(journal: Journal, store: Reader, job_id: str) -> Receipt:
-    return await _append(journal, job_id, jobs.cancel(await _load(store, job_id), job_id))
+    job = await _load(store, job_id)
+    return await _append(journal, job, jobs.cancel(job, job_id))
 
 
 async def delete(journal: Journal, store: Reader, job_id: str) -> Receipt:
-    return await _append(journal, job_id, jobs.delete(await _load(store, job_id), job_id))
+    job = await _load(store, job_id)
+    return await _append(journal, job, jobs.delete(job, job_id))
 
 
 async def _prompt(store: Reader, request: GenerationRequest, job_id: str) -> PromptCreated:
@@ -81,9 +83,13 @@ async def _load(store: Reader, job_id: str) -> Job | None:
     return (await store.get(JOBS, [job_id])).get(job_id)
 
 
-async def _append(journal: Journal, job_id: str, events: Sequence[Event]) -> Receipt:
-    if not events:
-        return Receipt(job_id)
+async def _append(journal: Journal, job: Job | None, events: Sequence[Event]) -> Receipt:
+    if job and not events:
+        return _seen(job)
     event_id = journal.new_id()
     positions = await journal.append(*events, event_id=event_id)
-    return Receipt(job_id, positions[-1], event_id)
+    return Receipt(events[-1].key, tuple(positions), event_id)
+
+
+def _seen(job: Job) -> Receipt:
+    return Receipt(job.id, (Position("jobs", job.partition, job.position),))

@@ -9,11 +9,13 @@ from domain.prompts import PROMPTS, PromptRequest
 
 async def create(journal: Journal, store: Reader, request: PromptRequest, idempotency_key: str | None) -> Receipt:
     """Raises InvalidError, or KeyReusedError when the key named another prompt."""
-    prompt_id = journal.new_id() if idempotency_key is None else str(uuid5(NAMESPACE_URL, f"prompt:{idempotency_key}"))
-    prompt = (await store.get(PROMPTS, [prompt_id])).get(prompt_id)
+    if idempotency_key is None:
+        prompt_id, prompt = journal.new_id(), None
+    else:
+        prompt_id = str(uuid5(NAMESPACE_URL, f"prompt:{idempotency_key}"))
+        prompt = (await store.get(PROMPTS, [prompt_id])).get(prompt_id)
     events = prompts.create(prompt, prompt_id, request)
     if not events:
         return Receipt(prompt_id)
     event_id = journal.new_id()
-    (position,) = await journal.append(*events, event_id=event_id)
-    return Receipt(prompt_id, position, event_id)
+    return Receipt(prompt_id, tuple(await journal.append(*events, event_id=event_id)), event_id)

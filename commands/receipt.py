@@ -4,8 +4,11 @@ from domain.ports import Position
 
 
 class Receipt(Struct, frozen=True):
-    """What a command appended: `event_id` and `position` of its last event, both None when there was nothing to say."""
+    """What a command appended, and the `event_id` of its last event; None where there was nothing to say.
+
+    The positions are then those of what it went by.
+    """
 
     id: str
-    position: Position | None = None
+    positions: tuple[Position, ...] = ()
     event_id: str | None = None

@@ -42,7 +42,8 @@ headers with one name the last counts.
    default given there. An integer is written without fraction and exponent: `1.0` is none.
 8. The record's key must be the field that the message names as `x-key`, and the topic the message's own.
 
-An undecodable record is skipped: never stop there. The studio copies it to `{PREFIX}deadletter`.
+An undecodable record is skipped: never stop there. Of the topics that are kept forever, the studio copies it to
+`{PREFIX}deadletter`.
 
 ## Fold
 

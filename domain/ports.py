@@ -230,8 +230,11 @@ class ObjectStore(Protocol):
     Keys are relative, `/`-separated, and never climb: any other raises ValueError.
     """
 
-    async def put(self, key: str, data: bytes) -> ObjectInfo:
+    async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
         """All or nothing: a reader sees the old bytes or the new.
+
+        Without `replace` an object that is already there stays, and its info is returned: of many such puts at once
+        the first wins, and all of them are told of it.
 
         Raises UnavailableError when the disk or server refuses.
         """

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import uvicorn
+from botocore.utils import is_valid_uri
 from uuid_utils import uuid7
 
 from api.app import create_app
@@ -26,9 +27,9 @@ from domain.ports import EventLog, ObjectStore, ReadStore
 from infra.file_objects import FileObjects
 from infra.kafka import KafkaAccess
 from infra.kafka_log import KafkaLog
-from infra.mongo_store import MongoStore
+from infra.mongo_store import AddressError, MongoStore
 from infra.s3_objects import Bucket, S3Objects
-from infra.settings import Settings
+from infra.settings import Settings, refused
 from infra.sqlite_log import SqliteLog
 from infra.sqlite_store import SqliteStore
 from projections import faust_app
@@ -50,6 +51,13 @@ A = TypeVar("A", bound=EventLog | ReadStore | ObjectStore)
 
 PATIENCE_SECONDS: Final = 5.0
 DATABASE: Final = "text2song"
+KAFKA_FORM: Final = (
+    "Write kafka://host:port, or several with commas between; user and password are settings of their own."
+)
+MONGO_FORM: Final = (
+    "Write mongodb://user:password@host:port/database, and in the user and the password %40 for @, %3A for :, %2F for "
+    "/, %3F for ? and %25 for %."
+)
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +99,10 @@ async def _store(settings: Settings) -> ReadStore:
 
 async def _mongo_store(settings: Settings, *, outdated: bool = False) -> MongoStore:
     opening = partial(MongoStore.open, *mongo(settings), VIEWS, outdated=outdated)
-    return await until_done(opening, "The read store")
+    try:
+        return await until_done(opening, "The read store")
+    except AddressError as error:
+        raise refused(settings, "store", f"{error} {MONGO_FORM}") from None
 
 
 async def _objects(settings: Settings) -> ObjectStore:
@@ -111,22 +122,40 @@ def _folder(settings: Settings) -> Path:
 
 
 def kafka(settings: Settings) -> KafkaAccess:
-    return KafkaAccess(
-        servers=settings.log.removeprefix("kafka://"),
-        security_protocol=settings.kafka_security,
-        sasl_mechanism=settings.kafka_mechanism,
-        username=settings.kafka_username,
-        password=settings.kafka_password,
-        cafile=settings.kafka_ca,
-    )
+    """Raises InvalidError for a log that is no list of servers, and for SASL without a login."""
+    if settings.kafka_security.startswith("SASL") and None in (settings.kafka_username, settings.kafka_password):
+        raise refused(
+            settings,
+            "kafka_security",
+            "it needs a login. Set TEXT2SONG_KAFKA_USERNAME and TEXT2SONG_KAFKA_PASSWORD, or choose PLAINTEXT or SSL.",
+        )
+    try:
+        return KafkaAccess(
+            servers=settings.log.removeprefix("kafka://"),
+            security_protocol=settings.kafka_security,
+            sasl_mechanism=settings.kafka_mechanism,
+            username=settings.kafka_username,
+            password=settings.kafka_password,
+            cafile=settings.kafka_ca,
+        )
+    except ValueError:
+        raise refused(settings, "log", f"it names no servers of Kafka. {KAFKA_FORM}") from None
 
 
 def mongo(settings: Settings) -> tuple[str, str]:
     """The URI and the database that its path names."""
-    return settings.store, urlsplit(settings.store).path.strip("/") or DATABASE
+    address = settings.store.partition("://")[2].partition("?")[0]
+    return settings.store, address.partition("/")[2].strip("/") or DATABASE
 
 
 def _bucket(settings: Settings) -> Bucket:
+    """Raises InvalidError for an endpoint that no client can connect to."""
+    if settings.s3_endpoint is not None and not _is_endpoint(settings.s3_endpoint):
+        raise refused(
+            settings,
+            "s3_endpoint",
+            "it names no server. Write http://host:port or https://host:port, the host in letters, digits, - and dots.",
+        )
     return Bucket(
         endpoint=settings.s3_endpoint,
         name=settings.objects.removeprefix("s3://"),
@@ -134,6 +163,13 @@ def _bucket(settings: Settings) -> Bucket:
         access_key=settings.s3_access_key,
         secret_key=settings.s3_secret_key,
     )
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        return is_valid_uri(url) and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +230,11 @@ async def rebuild(
 
 
 def projection_host(settings: Settings) -> FaustHost:
-    """The views' host of a cluster, not yet connected to anything."""
+    """The views' host of a cluster, not yet connected to anything. Raises InvalidError for a log on SQLite."""
+    if settings.log == "sqlite":
+        raise refused(
+            settings, "log", "Faust folds a log on Kafka. Set kafka://host:port, or fold with `text2song project`."
+        )
     access = kafka(settings)
     return FaustHost(
         access.servers,
@@ -205,14 +245,14 @@ def projection_host(settings: Settings) -> FaustHost:
     )
 
 
-def _services(log: EventLog, store: ReadStore, objects: ObjectStore, model: Model, views: Folded) -> Services:
-    journal, tail = _journal(log), Tail(views)
+def _services(log: EventLog, store: ReadStore, objects: ObjectStore, model: Model, folded: Folded) -> Services:
+    journal, tail = _journal(log), Tail(folded)
     return Services(
         journal=journal,
-        store=CurrentViews(store, tail, views),
+        views=CurrentViews(store, tail, folded),
         objects=objects,
         registry=Registry(model),
-        views=views,
+        folded=folded,
         tail=tail,
         feed=Feed(journal, tail),
         renditions=Renditions(objects),
@@ -253,9 +293,9 @@ async def _answering(
     )
     server = _Server(config)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(part()) for part in (services.views.run, services.feed.run, *beside)]
+        running = [tasks.create_task(part()) for part in (services.folded.run, services.feed.run, *beside)]
         await services.feed.started.wait()
-        await until_done(partial(services.views.caught_up, PATIENCE_SECONDS), "The views")
+        await until_done(partial(services.folded.caught_up, PATIENCE_SECONDS), "The views")
         answered = tasks.create_task(server.serve(sockets=[listener]))
         try:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -26,11 +26,11 @@ class FileObjects:
 
     @classmethod
     async def open(cls, root: str | Path) -> Self:
-        """Makes the folder, and clears away what puts that never ended left in it over an hour ago."""
+        """Makes the folder, and clears away what puts that never ended left in it over a day ago."""
         return cls(await asyncio.to_thread(_prepare, Path(root)))
 
-    async def put(self, key: str, data: bytes) -> ObjectInfo:
-        return await asyncio.to_thread(self._put, key, data)
+    async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
+        return await asyncio.to_thread(self._put, key, data, replace)
 
     async def stat(self, key: str) -> ObjectInfo | None:
         return await asyncio.to_thread(lambda: self._info(self._path(key)))
@@ -69,7 +69,7 @@ class FileObjects:
             return None
         return ObjectInfo(path.relative_to(self._root).as_posix(), status.st_size, _etag(status))
 
-    def _put(self, key: str, data: bytes) -> ObjectInfo:
+    def _put(self, key: str, data: bytes, replace: bool) -> ObjectInfo:
         path = self._path(key)
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _refusals(key):
@@ -89,13 +89,30 @@ class FileObjects:
                     os.utime(file.fileno(), ns=(now := time.time_ns(), now))
                     os.fsync(file.fileno())
                     status = os.fstat(file.fileno())
-                temporary.replace(path)
-            except OSError:
+                if replace:
+                    temporary.replace(path)
+                elif there := self._link(temporary, path):
+                    return there
+            finally:
                 temporary.unlink(missing_ok=True)
+                # Nothing is left here after a failure, or when a delete came while the temporary file held the folder.
                 self._prune(path.parent)
-                raise
-            _sync(path.parent)
         return ObjectInfo(key, status.st_size, _etag(status))
+
+    def _link(self, temporary: Path, path: Path) -> ObjectInfo | None:
+        """Gives the file its name, or returns the object that has it. Raises FileExistsError when a folder has it."""
+        for left in reversed(range(TRIES)):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if there := self._info(path):
+                    return there
+                # An object that was deleted in between has left its name free; a folder has not.
+                if not left:
+                    raise
+            else:
+                break
+        return None
 
     def _chunks(self, key: str, start: int, left: int) -> Iterator[bytes]:
         if start < 0 or left < 0:
@@ -131,7 +148,7 @@ class FileObjects:
         return count
 
     def _prune(self, folder: Path) -> None:
-        """Removes empty folders from this one up."""
+        """Removes empty folders from this one up, and makes sure of the names in the first that stays."""
         with suppress(OSError):
             while folder != self._root:
                 folder.rmdir()

@@ -1,6 +1,7 @@
 """How to reach Kafka, what to say when it refuses, and the topics made and checked there."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
@@ -26,6 +27,7 @@ POLL_SECONDS: Final = 0.05
 EXPLAIN_SECONDS: Final = 3.0
 MAX_SEGMENT_SECONDS: Final = 3600.0
 TOMBSTONE_SECONDS: Final = 7 * 24 * 3600.0
+SERVER: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 AUTHENTICATION_ERRORS: Final = (
     AuthenticationFailedError,
     IllegalSaslStateError,
@@ -35,7 +37,10 @@ AUTHENTICATION_ERRORS: Final = (
 
 
 class KafkaAccess(Struct, frozen=True, kw_only=True):
-    """`servers` is host:port, or several with commas between; `cafile` a PEM file in place of the system's roots."""
+    """`servers` is host:port, or several with commas between; `cafile` a PEM file in place of the system's roots.
+
+    Raises ValueError for servers that are none, and for SASL without a login.
+    """
 
     servers: str
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -47,6 +52,8 @@ class KafkaAccess(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.uses_sasl and (self.username is None or self.password is None):
             raise ValueError(f"{self.security_protocol} needs a username and a password")
+        if not all(_is_server(server.strip()) for server in self.servers.split(",")):
+            raise ValueError(f"{self.servers!r} is no list of host:port")
 
     def __repr__(self) -> str:
         return f"KafkaAccess({self.description})"
@@ -234,6 +241,11 @@ def _check(name: str, found: Mapping[str, str], binding: Mapping[str, str], max_
         raise ConflictError(
             f"Kafka's topic {name!r} has max.message.bytes={limit}; records may have {max_record_bytes}. Raise it."
         )
+
+
+def _is_server(server: str) -> bool:
+    found = SERVER.fullmatch(server)
+    return found is not None and (found[1] is None or 1 <= int(found[1]) <= 65535)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -61,6 +61,10 @@ class Alias(Struct, frozen=True, kw_only=True):
     held: bool = False
 
 
+class AddressError(ValueError):
+    """The URI is none that the driver takes, or names no cluster."""
+
+
 class MongoStore:
     """Each save is a row of majority writes, the watermarks last, on condition that the collections are still live.
 
@@ -80,7 +84,8 @@ class MongoStore:
         self._pins = False
         self._pinned: Alias | None = None
         self._found: set[tuple[str, str]] | None = None
-        with self._refusals():
+        self._collections: dict[str, Any] = {}
+        try:
             self._client: Any = AsyncIOMotorClient(
                 uri,
                 serverSelectionTimeoutMS=int(1000 * SELECTION_SECONDS),
@@ -92,7 +97,9 @@ class MongoStore:
             )
             self._database = self._client[database]
             self._aliases = self._database["aliases"]
-            self._collections: dict[str, Any] = {}
+        # Nothing is connected yet: whatever is wrong, a file that is not there too, stands in the URI.
+        except (errors.PyMongoError, ValueError, OSError) as error:
+            raise self._unusable(error) from None
 
     @classmethod
     async def open(
@@ -106,7 +113,7 @@ class MongoStore:
     ) -> Self:
         """Makes what the database lacks. `outdated` takes views of other definitions too, to rebuild them.
 
-        Raises ValueError for a URI that is none, and UnavailableError when the server cannot be reached, refuses the
+        Raises AddressError for a URI that is none, and UnavailableError when the server cannot be reached, refuses the
         user, or holds views of other definitions.
         """
         self = cls(uri, database, views, look_seconds)
@@ -282,9 +289,10 @@ class MongoStore:
         self._view(view.name)
         with self._refusals():
             while True:
+                began = time.monotonic()
                 alias = await self._current_alias()
                 found = await call(self._collection(alias, view))
-                if self._pins or time.monotonic() - self._seen.at < GRACE_LOOKS * self._look_seconds:
+                if self._pins or time.monotonic() - began < (GRACE_LOOKS - 1) * self._look_seconds:
                     return found
                 # So long after the look, the collection may have been dropped under the read.
                 if (await self._find_alias()).generation == alias.generation:
@@ -314,7 +322,9 @@ class MongoStore:
                 f"The views at {self._address} have other definitions than this version's ({', '.join(differing)}). "
                 "Run `text2song rebuild`, or the version that folded them."
             )
-        self._seen.alias, self._seen.at = alias, at
+        # An answer may be overtaken by a later one, and must not bring the old collections back.
+        if self._seen.alias is None or alias.generation >= self._seen.alias.generation:
+            self._seen.alias, self._seen.at = alias, at
         return alias
 
     def _new_alias(self, generation: int, views: Sequence[View[Any]]) -> Alias:
@@ -377,13 +387,18 @@ class MongoStore:
         options = {"sort": NEWEST_FIRST, "skip": query.offset, "limit": query.limit, "batch_size": query.limit}
         return matching, options
 
+    def _unusable(self, error: Exception) -> AddressError:
+        # The driver takes what follows a slash in a password for the database, and quotes it.
+        reason = re.sub(' ".*"', "", str(error), flags=re.DOTALL).rstrip(".?")
+        return AddressError(f"The MongoDB address {self._address} cannot be used: {reason}.")
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         """Every refusal in a sentence, without the documents and the password that the driver's own text may hold."""
         try:
             yield
         except (errors.ConfigurationError, errors.InvalidURI) as error:
-            raise ValueError(f"The MongoDB address {self._address} cannot be used: {error}.") from None
+            raise self._unusable(error) from None
         except (errors.DocumentTooLarge, OverflowError) as error:
             raise self._too_large(type(error).__name__) from None
         except errors.BulkWriteError as error:
@@ -455,5 +470,5 @@ def _positions(watermarks: Mapping[str, int]) -> dict[TopicPartition, int]:
 
 def _address(uri: str) -> str:
     """The hosts alone, which may be shown to anyone."""
-    found = re.match(r"mongodb(?:\+srv)?://(?:[^/]*@)?([^/?]+)", uri)
+    found = re.match(r"mongodb(?:\+srv)?://(?:.*@)?([^/?]+)", uri, re.DOTALL)
     return found[1] if found else "that URI"

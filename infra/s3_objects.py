@@ -1,7 +1,7 @@
 """Objects in an S3 bucket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from msgspec import Struct
 
 from domain.errors import NotFoundError, UnavailableError
@@ -22,6 +22,7 @@ TRIES: Final = 5
 STALE: Final = timedelta(days=1)
 MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
+THERE: Final = {"PreconditionFailed", "ConditionalRequestConflict"}
 BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}
 
 
@@ -46,7 +47,7 @@ class S3Objects:
 
     @classmethod
     async def open(cls, bucket: Bucket) -> Self:
-        """Makes the bucket where there is none, and clears away uploads that were begun over an hour ago.
+        """Makes the bucket where there is none, and clears away uploads that were begun over a day ago.
 
         Raises UnavailableError when the server cannot be reached or refuses the keys.
         """
@@ -58,18 +59,22 @@ class S3Objects:
             raise
         return self
 
-    async def put(self, key: str, data: bytes) -> ObjectInfo:
+    async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
         check_key(key)
+        condition = {} if replace else {"IfNoneMatch": "*"}
         with self._refusals(key):
             put = self._put_parts if len(data) > PART else self._put_whole
             tries = TRIES
             while True:
                 tries -= 1
                 try:
-                    return ObjectInfo(key, len(data), _etag(await put(key, data)))
+                    return ObjectInfo(key, len(data), _etag(await put(key, data, condition)))
                 except ClientError as error:
-                    # A gateway over folders says so too while a delete takes the empty folder away.
-                    if _code(error) not in BOTH or not tries:
+                    code = _code(error)
+                    if condition and code in THERE and (there := await self.stat(key)):
+                        return there
+                    # A gateway over folders says BOTH too while a delete takes the empty folder away.
+                    if code not in THERE | BOTH or not tries:
                         raise
 
     async def stat(self, key: str) -> ObjectInfo | None:
@@ -180,10 +185,10 @@ class S3Objects:
             listed = [each async for page in pages for each in page.get("Contents", ())]
         return [ObjectInfo(each["Key"], each["Size"], _etag(each)) for each in listed]
 
-    async def _put_whole(self, key: str, data: bytes) -> Any:
-        return await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data)
+    async def _put_whole(self, key: str, data: bytes, condition: Mapping[str, str]) -> Any:
+        return await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data, **condition)
 
-    async def _put_parts(self, key: str, data: bytes) -> Any:
+    async def _put_parts(self, key: str, data: bytes, condition: Mapping[str, str]) -> Any:
         place = {"Bucket": self._bucket.name, "Key": key}
         upload = (await self._client.create_multipart_upload(**place))["UploadId"]
         try:
@@ -194,7 +199,7 @@ class S3Objects:
                 )
                 parts.append({"PartNumber": number, "ETag": part["ETag"]})
             return await self._client.complete_multipart_upload(
-                **place, UploadId=upload, MultipartUpload={"Parts": parts}
+                **place, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
             )
         except BaseException:
             await asyncio.shield(self._abort(key, upload))
@@ -207,7 +212,7 @@ class S3Objects:
 
     @contextmanager
     def _refusals(self, key: str) -> Iterator[None]:
-        where = f"S3 at {self._bucket.endpoint}"
+        where = f"S3 at {self._bucket.endpoint}" if self._bucket.endpoint else "Amazon's S3"
         try:
             yield
         except ClientError as error:
@@ -220,6 +225,11 @@ class S3Objects:
                     f"bucket {self._bucket.name!r} ({code}). Check both, and the rights."
                 ) from None
             raise UnavailableError(f"{where} refused {key!r}: {error}. Try again.") from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise UnavailableError(
+                f"{where} is asked without keys: {str(error).rstrip('.')}. Set TEXT2SONG_S3_ACCESS_KEY and "
+                "TEXT2SONG_S3_SECRET_KEY."
+            ) from None
         except (BotoCoreError, aiohttp.ClientError, TimeoutError) as error:
             raise UnavailableError(f"{where} does not answer: {error}. See that it runs; try again.") from None
 

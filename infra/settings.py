@@ -14,6 +14,10 @@ from domain.errors import Fault, InvalidError
 PREFIX: Final = "TEXT2SONG_"
 FILE: Final = "text2song.toml"
 HIDDEN: Final = "********"
+# From the first colon behind the scheme to the last @: a password may hold each of the characters that end one.
+PASSWORD: Final = re.compile(r"^([^:/]*:/+)?+([^:]*):.*@", re.DOTALL)
+PAIR: Final = re.compile("[^&;]+")
+SPEAKING: Final = re.compile("password|passwd|token|secret|credential", re.IGNORECASE)
 
 Text = Annotated[str, Meta(min_length=1)]
 Device = Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")]
@@ -107,10 +111,23 @@ def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting
 
 
 def masked(name: str, value: str) -> str:
-    """The setting's value without what is secret in it."""
+    """The setting's value without what is secret in it, even where the value is no proper address."""
     if name.endswith(("password", "secret_key")):
         return HIDDEN
-    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", rf"\1:{HIDDEN}@", value)
+    address, mark, query = PASSWORD.sub(rf"\1\2:{HIDDEN}@", value).partition("?")
+    return address + mark + PAIR.sub(_masked_pair, query)
+
+
+def refused(settings: Settings, name: str, why: str) -> InvalidError:
+    """What to raise for a value that reads well and that nothing can be done with; `why` ends with the way out."""
+    shown = masked(name, str(getattr(settings, name)))
+    return InvalidError([Fault(f"/{name}", f"{PREFIX}{name.upper()} is {shown!r}: {why}")])
+
+
+def _masked_pair(pair: re.Match[str]) -> str:
+    name, equals, _ = pair[0].partition("=")
+    # What has no name may be the rest of a secret with an & in it.
+    return pair[0] if equals and not SPEAKING.search(pair[0]) else f"{name if equals else ''}{equals}{HIDDEN}"
 
 
 def _convert(values: Mapping[str, tuple[Any, str]]) -> Settings:

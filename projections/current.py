@@ -1,11 +1,11 @@
 """The views as a process that follows the log answers from them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from domain import jobs, prompts
 from domain.jobs import JOBS, Job
-from domain.ports import D, Position, Query, ReadStore, View
+from domain.ports import D, Position, Query, ReadStore, TopicPartition, View
 from domain.prompts import PROMPTS
 from projections.audio import AUDIO, samples
 from projections.folded import Folded
@@ -18,14 +18,14 @@ EVOLVE: Final[Mapping[str, Callable[..., Any]]] = {JOBS.name: jobs.evolve, PROMP
 class CurrentViews:
     """A document that is asked for by id is as new as the log's tail: the stored one, and the events it lacks.
 
-    Lists are the store's, and show at least what `settled` has been told of.
+    Lists are the store's, and wait for what `settled` has been told of since the list before.
     """
 
-    def __init__(self, store: ReadStore, tail: Tail, views: Folded) -> None:
+    def __init__(self, store: ReadStore, tail: Tail, folded: Folded) -> None:
         self._store = store
         self._tail = tail
-        self._views = views
-        self._told: dict[tuple[str, int], Position] = {}
+        self._folded = folded
+        self._told: dict[TopicPartition, Position] = {}
 
     async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
         # Before the store is asked: what is folded, and so forgotten, from here on is in its answer.
@@ -43,23 +43,29 @@ class CurrentViews:
         await self._show_told()
         return await self._store.count(view, query)
 
-    async def settled(self, position: Position) -> bool:
-        """Whether documents show within a short time what was appended there; lists wait for it from now on."""
-        partition = position.topic, position.partition
-        self._told[partition] = max(position, self._told.get(partition, position))
-        return await self._tail.wait([position], WAIT_SECONDS)
+    async def settled(self, positions: Iterable[Position]) -> bool:
+        """Whether documents show within a short time what was appended there."""
+        told = list(positions)
+        for position in told:
+            partition = position.topic, position.partition
+            self._told[partition] = max(position, self._told.get(partition, position))
+        return await self._tail.wait(told, WAIT_SECONDS)
 
     async def _show_told(self) -> None:
-        """Or else shows what there is: a list that is behind is better than none."""
-        await self._views.wait(self._told.values(), WAIT_SECONDS)
+        """Waits once: a list that is behind is better than none."""
+        told = dict(self._told)
+        if told:
+            await self._folded.wait(told.values(), WAIT_SECONDS)
+        for partition, position in told.items():
+            if self._told.get(partition) == position:
+                del self._told[partition]
 
     async def _evolved(self, held: Held, view: View[D], ids: Sequence[str]) -> dict[str, D]:
-        found = await self._store.get(view, ids)
-        if evolve := EVOLVE.get(view.name):
-            for id_ in ids:
-                for recorded in held.of(view.name, id_):
-                    if (document := evolve(found.get(id_), recorded)) is not None:
-                        found[id_] = document
+        found, evolve = await self._store.get(view, ids), EVOLVE[view.name]
+        for id_ in ids:
+            for recorded in held.of(view.name, id_):
+                if (document := evolve(found.get(id_), recorded)) is not None:
+                    found[id_] = document
         return found
 
     async def _samples(self, held: Held, ids: Sequence[str]) -> dict[str, Any]:

@@ -27,15 +27,12 @@ class Folded:
     @property
     def ready(self) -> bool:
         """Whether all that was on the log at the start has been folded: before, what exists may seem not to."""
-        return self._looked.is_set() and all(self.folded.get(key, 0) >= end for key, end in self._goal.items())
+        return self._looked.is_set() and all(self.offsets.get(key, 0) >= end for key, end in self._goal.items())
 
     @property
-    def folded(self) -> Mapping[TopicPartition, int]:
-        """The offset from which folding goes on, for each partition, as far as is known."""
+    def offsets(self) -> Mapping[TopicPartition, int]:
+        """From where folding goes on in each partition, as far as is known."""
         return self._frontier.next
-
-    async def moved(self) -> None:
-        await self._frontier.moved()
 
     async def goal(self) -> Mapping[TopicPartition, int]:
         """Where the log ended at the start."""

@@ -47,7 +47,8 @@ def check_views(ends: Mapping[TopicPartition, int], folded: Mapping[TopicPartiti
         if folded.get((topic, partition), 0) > end:
             raise ConflictError(
                 f"The views have folded more of {topic} than the log holds: it was replaced or cut. "
-                "Put the right log back, or delete the views (views.db in the data folder) to fold this one."
+                "Put the right log back, or delete the views (views.db in the data folder, or the database in MongoDB) "
+                "to fold this one."
             )
 
 

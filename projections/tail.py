@@ -1,5 +1,6 @@
 """What is on the log and may not be in the views yet, as one process follows it."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -10,7 +11,7 @@ from domain.ports import Position, TopicPartition, after
 from projections.folded import Folded
 
 FORGET_SECONDS: Final = 1.0
-LIMIT: Final = 50_000
+LIMIT: Final = 20_000
 
 
 class Held:
@@ -47,31 +48,31 @@ class Held:
 
 
 class Tail:
-    """`held` has every record that the views had not folded when they were last asked.
+    """`held` has every record that was not folded when the views were last asked.
 
-    With `limit` records it takes no more until the views have folded some.
+    With `limit` records it takes no more until some are.
     """
 
-    def __init__(self, views: Folded, limit: int = LIMIT) -> None:
+    def __init__(self, folded: Folded, limit: int = LIMIT) -> None:
         self.held = Held()
-        self._views = views
+        self._folded = folded
         self._limit = limit
         self._frontier = Frontier()
         self._forgot = time.monotonic()
 
     async def begin(self) -> Mapping[TopicPartition, int]:
         """Where to follow the log from: what lies before is in the views by the time that they are ready."""
-        start = await self._views.goal()
+        start = await self._folded.goal()
         await self._frontier.advance(start)
         return start
 
     async def take(self, batch: Sequence[Recorded]) -> None:
         self.held.add(batch)
         await self._frontier.advance(after(recorded.position for recorded in batch))
-        if time.monotonic() - self._forgot > FORGET_SECONDS:
+        if self.held.count >= self._limit or time.monotonic() - self._forgot > FORGET_SECONDS:
             self._forget()
         while self.held.count >= self._limit:
-            await self._views.moved()
+            await asyncio.sleep(FORGET_SECONDS)
             self._forget()
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
@@ -79,5 +80,5 @@ class Tail:
         return await self._frontier.reaches(positions, seconds)
 
     def _forget(self) -> None:
-        self.held = self.held.since(self._views.folded)
+        self.held = self.held.since(self._folded.offsets)
         self._forgot = time.monotonic()

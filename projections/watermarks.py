@@ -19,7 +19,10 @@ class Watermarks(Folded):
         goal = await self._look()
         while True:
             stored = await until_done(self._store.watermarks, "The views")
-            await self._frontier.advance({partition: stored.get(partition, 0) for partition in goal})
+            offsets = {partition: stored.get(partition, 0) for partition in goal}
+            # Should the views be emptied, they are ready again only with all that they had shown.
+            self._goal = {partition: max(end, offsets[partition]) for partition, end in self._goal.items()}
+            await self._frontier.advance(offsets)
             if self.ready and not self.wanted.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.wanted.wait(), IDLE_SECONDS)

@@ -37,6 +37,7 @@ def start(folder: Path) -> Servers:
 
 
 def do_without(reason: str) -> NoReturn:
+    reason = " ".join(reason.split())
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

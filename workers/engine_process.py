@@ -92,11 +92,6 @@ class EngineProcess:
         if self._child is not None:
             await self._child.end("was stopped")
 
-    async def restart(self) -> None:
-        """Raises EngineError as `start` does."""
-        await self.stop()
-        await self.start()
-
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
         """Waits for its turn, and yields until the last take's clip. Raises EngineError.
 

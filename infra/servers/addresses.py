@@ -24,6 +24,7 @@ class Addresses(Struct, frozen=True, kw_only=True):
             "TEXT2SONG_STORE": self.mongo,
             "TEXT2SONG_OBJECTS": f"s3://{BUCKET}",
             "TEXT2SONG_S3_ENDPOINT": self.s3_endpoint,
+            "TEXT2SONG_S3_REGION": self.s3_region,
             "TEXT2SONG_S3_ACCESS_KEY": self.s3_access_key,
             "TEXT2SONG_S3_SECRET_KEY": self.s3_secret_key,
         }

@@ -59,13 +59,17 @@ class Kafka(Struct, frozen=True):
     def install(self, announce: Announce) -> Path:
         return installation.kafka(announce)
 
-    def command(self, jars: Path) -> list[str]:
-        """Raises UnavailableError when the folder cannot be made a log of."""
+    def command(self, jars: Path, configured: str = "") -> list[str]:
+        """`configured` has properties that replace those of the same name.
+
+        Raises UnavailableError when the folder cannot be made a log of.
+        """
         java = [installation.java(), "-Xmx512m", *LOGGING, "-cp", f"{jars}/*"]
         data, properties = self.folder / "data", self.folder / "server.properties"
         if "," in str(data) or "\\" in str(data):
             raise UnavailableError(f"Kafka takes no folder with a comma or backslash in its name: {data}.")
-        properties.write_text(PROPERTIES.format(port=self.port, controller=self.controller_port, data=data))
+        own = PROPERTIES.format(port=self.port, controller=self.controller_port, data=data)
+        properties.write_text(own + configured)
         if not (data / "meta.properties").exists():
             # Kafka's tool takes an id that begins with a dash for an option, so this one begins with a letter.
             cluster = base64.urlsafe_b64encode(b"log" + os.urandom(13)).decode().rstrip("=")

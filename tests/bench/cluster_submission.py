@@ -1,8 +1,11 @@
-"""From a request to its visible job through Kafka, Faust and MongoDB, beside the same record through Kafka alone."""
+"""From a request to its visible job through Kafka, Faust and MongoDB, beside the same records through Kafka alone.
+
+A request names a prompt that is stored, and becomes one record, or brings its text, and becomes two.
+"""
 
 import asyncio
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
@@ -21,16 +24,17 @@ from tests.servers import servers
 CLIENTS: Final = (1, 16, 64)
 ROUNDS: Final = 10
 REQUESTS: Final = 192
+NEWEST: Final = 10
 RAW: Final = Topic("raw", partitions=4)
 
 
 @asynccontextmanager
-async def raw(settings: Settings, record: Record) -> AsyncIterator[Request]:
-    """Produces the record under another key, and waits until a consumer has it."""
+async def raw(settings: Settings, records: Sequence[Record]) -> AsyncIterator[Request]:
+    """Produces the records under another key, and waits until a consumer has them."""
     prefix = f"{settings.kafka_prefix}raw."
     await (await KafkaLog.open(kafka(settings), {RAW.name: RAW}, prefix=prefix)).close()
     servers, name = kafka(settings).servers, prefix + RAW.name
-    headers = [(header, content.encode()) for header, content in record.headers.items()]
+    headers = [[(header, content.encode()) for header, content in record.headers.items()] for record in records]
     waiting: dict[bytes, asyncio.Event] = {}
 
     async def consume(consumer: AIOKafkaConsumer) -> None:
@@ -48,10 +52,15 @@ async def raw(settings: Settings, record: Record) -> AsyncIterator[Request]:
         consuming = asyncio.create_task(consume(consumer))
 
         async def produce() -> None:
-            key = str(uuid4()).encode()
-            seen = waiting[key] = asyncio.Event()
-            await producer.send_and_wait(name, record.value, key, headers=headers)
-            await seen.wait()
+            keys = [str(uuid4()).encode() for _ in records]
+            seen = [waiting.setdefault(key, asyncio.Event()) for key in keys]
+            sent = [
+                await producer.send(name, record.value, key, headers=header)
+                for record, key, header in zip(records, keys, headers, strict=True)
+            ]
+            await asyncio.gather(*sent)
+            for each in seen:
+                await each.wait()
 
         yield produce
         consuming.cancel()
@@ -59,31 +68,45 @@ async def raw(settings: Settings, record: Record) -> AsyncIterator[Request]:
 
 async def submitting(settings: Settings, http: aiohttp.ClientSession) -> None:
     async with http.post("/prompts", json={"text": "rain on a tin roof"}) as answer:
-        prompt_id = (await answer.json())["id"]
+        stored = {"prompt_id": (await answer.json())["id"]}
+    submitted = 0
+    print("prompt   clients   jobs/s   raw/s   ratio   visible: p50        p99   raw: p50        p99   ratios")
+    for name, prompt in (("stored", stored), ("text", {"prompt": "rain on a tin roof"})):
 
-    async def submit() -> None:
-        async with http.post("/generate", json={"prompt_id": prompt_id, "duration": 1}) as answer:
-            assert answer.status == 202, await answer.text()
+        async def submit(prompt: dict[str, str] = prompt) -> None:
+            async with http.post("/generate", json={**prompt, "duration": 1}) as answer:
+                assert answer.status == 202, await answer.text()
 
-    await submit()
-    async with adapters(settings) as (log, _, _):
-        [record] = [found for number in await log.ends("jobs") for found in await log.read("jobs", number, 0)]
-    submitted = 1
-    print("clients   jobs/s   raw records/s   ratio   visible: p50        p99   raw: p50        p99   ratios")
-    async with raw(settings, record) as produce:
-        for clients in CLIENTS:
-            times = max(1, REQUESTS // clients)
-            jobs, records = await interleaved([submit, produce], rounds=ROUNDS, times=times, clients=clients)
-            submitted += len(jobs)
-            rate, raw_rate = (1000 * clients / statistics.mean(taken) for taken in (jobs, records))
-            (p50, p99), (raw_p50, raw_p99) = (
-                (cuts[49], cuts[98]) for cuts in (statistics.quantiles(taken, n=100) for taken in (jobs, records))
-            )
-            rates = f"{rate:6,.0f}   {raw_rate:13,.0f}   {raw_rate / rate:5.1f}"
-            delays = f"{p50:9.1f} ms {p99:7.1f} ms   {raw_p50:5.1f} ms {raw_p99:7.1f} ms"
-            print(f"{clients:7}   {rates}   {delays}   {p50 / raw_p50:.1f} (p50) {p99 / raw_p99:.1f} (p99)")
+        before = await appended(settings)
+        await submit()
+        records = [record for record in await appended(settings) if record not in before]
+        submitted += 1
+        async with raw(settings, records) as produce:
+            for clients in CLIENTS:
+                times = max(1, REQUESTS // clients)
+                jobs, alone = await interleaved([submit, produce], rounds=ROUNDS, times=times, clients=clients)
+                submitted += len(jobs)
+                rate, raw_rate = (1000 * clients / statistics.mean(taken) for taken in (jobs, alone))
+                (p50, p99), (raw_p50, raw_p99) = (
+                    (cuts[49], cuts[98]) for cuts in (statistics.quantiles(taken, n=100) for taken in (jobs, alone))
+                )
+                rates = f"{rate:6,.0f}   {raw_rate:5,.0f}   {raw_rate / rate:5.1f}"
+                delays = f"{p50:9.1f} ms {p99:7.1f} ms   {raw_p50:5.1f} ms {raw_p99:7.1f} ms"
+                ratios = f"{p50 / raw_p50:.1f} (p50) {p99 / raw_p99:.1f} (p99)"
+                print(f"{name:6}   {clients:7}   {rates}   {delays}   {ratios}")
     async with http.get("/jobs/stats") as answer:
         assert (await answer.json())["counts"] == {"queued": submitted}
+
+
+async def appended(settings: Settings) -> list[Record]:
+    """The newest of all that is on the log."""
+    async with adapters(settings) as (log, _, _):
+        return [
+            record
+            for topic in ("prompts", "jobs")
+            for number, end in (await log.ends(topic)).items()
+            for record in await log.read(topic, number, max(0, end - NEWEST))
+        ]
 
 
 async def measure(settings: Settings, url: str) -> None:

@@ -121,6 +121,16 @@ class Studio:
         self.roles.append(made)
         return made
 
+    async def command(self, *arguments: str) -> asyncio.subprocess.Process:
+        """A command of the operator's, its output to be read."""
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "infra.cli", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **self.environment},
+            cwd=ROOT,
+        )
+
     def adapters(self) -> AbstractAsyncContextManager[tuple[EventLog, ReadStore, ObjectStore]]:
         return adapters(read(self.environment))
 

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from msgspec.structs import replace
 
 from domain import jobs
@@ -52,6 +53,9 @@ RESTARTS: Final = int(os.environ.get("RESTARTS", "3"))
 SEED: Final = int(os.environ.get("SEED", Random().randrange(10**6)))
 PATIENCE: Final = 120.0
 TIME: Final = "2026-01-01T00:00:{:09.6f}Z"
+PROMPT: Final = encode(
+    PromptCreated(prompt_id="prompt-1", text="rain on a tin roof"), event_id="prompt", time=TIME.format(3)
+)
 STARTED: Final = JobStarted(job_id="job", attempt=1, worker_id="w1")
 COMPLETED: Final = JobCompleted(job_id="job", attempt=1)
 CANCELLED: Final = JobCancelRequested(job_id="job")
@@ -99,7 +103,10 @@ class Projections:
     async def shares(self) -> list[int]:
         """How many partitions each process has."""
         async with self.administration() as admin:
-            [answer] = await admin.describe_consumer_groups([f"{self.part.prefix}projections"])
+            try:
+                [answer] = await admin.describe_consumer_groups([f"{self.part.prefix}projections"])
+            except GroupCoordinatorNotAvailableError:  # no group ever was on this broker
+                return []
             [group] = answer.groups
             assigned = [member[-1] for member in group[5] if member[-1]]
             topics = [ConsumerProtocolMemberAssignment.decode(content).assignment for content in assigned]
@@ -207,8 +214,9 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(projections: 
     workers[0].send_signal(signal.SIGKILL)
     await append(projections.log, [submitted(number) for number in range(50, 60)])
     await workers[0].communicate()
-    await projections.start(instance="w0")
-    assert await projections.fold() == await replayed(projections.log, tmp_path)
+    async with asyncio.timeout(30):  # a stranger would wait until the session of the one that died is over
+        await projections.start(instance="w0")
+        assert await projections.fold() == await replayed(projections.log, tmp_path)
 
 
 async def test_two_workers_of_one_name_take_the_partitions_from_each_other_and_lose_nothing(
@@ -229,9 +237,8 @@ async def test_records_that_are_no_events_are_kept_aside_and_the_rest_is_folded(
         "prompts": Message("prompts", "prompt-1", b"[" * 100_000, message.headers),
     }
     await projections.log.append([message, *odd.values()])
-    await projections.log.append([Message("jobs", "job-1", b'{"type":"Unheard"}', message.headers), submitted(2)])
-    created = PromptCreated(prompt_id="prompt-1", text="rain on a tin roof")
-    await projections.log.append([encode(created, event_id="prompt", time=TIME.format(3))])
+    unheard = [replace(each, value=b'{"type":"Unheard"}') for each in odd.values()]
+    await projections.log.append([*unheard, submitted(2), PROMPT])
     await projections.start()
     await projections.fold()
     buried = await records(projections.log, "deadletter")
@@ -244,22 +251,23 @@ async def test_records_that_are_no_events_are_kept_aside_and_the_rest_is_folded(
     await views.close()
 
 
-async def test_an_event_of_a_newer_version_stops_the_worker_again_and_again(projections: Projections) -> None:
-    message = submitted(1)
+@pytest.mark.parametrize("message", [submitted(1), PROMPT], ids=lambda message: message.topic)
+async def test_an_event_of_a_newer_version_stops_the_worker_again_and_again(
+    projections: Projections, message: Message
+) -> None:
+    newer = message.headers["ce_type"].replace(".v1", ".v2")
     [at] = await projections.log.append([message])
     worker = await projections.start()
     await projections.fold()
-    await projections.log.append(
-        [replace(message, headers={**message.headers, "ce_type": "text2song.job.submitted.v2"})]
-    )
+    await projections.log.append([replace(message, headers={**message.headers, "ce_type": newer})])
     for _ in range(2):
         status, said = await died(worker)
         assert status == os.EX_SOFTWARE
-        assert "'text2song.job.submitted.v2'" in said
+        assert repr(newer) in said
         assert "acknowledges nothing" in said
         worker = await projections.start()
     await died(worker)
-    assert (await projections.acknowledged()).get(("jobs", at.partition), 0) <= at.offset + 1
+    assert (await projections.acknowledged()).get((at.topic, at.partition), 0) <= at.offset + 1
     views = await projections.views()
     assert (await views.watermarks())[at.topic, at.partition] == at.offset + 1
     await views.close()

@@ -6,6 +6,7 @@ READS says how often one API process reads what another one wrote.
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -14,21 +15,34 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
-from domain.events import PromptCreated, encode
-from domain.ports import EventLog
+from domain.events import Event, PromptCreated, WorkerAlive, encode
+from domain.ports import EventLog, Message
+from infra.kafka import KafkaAccess
 from infra.servers.loopback import NAMES
+from projections.project import FOLDED_FROM
 from tests import audit
+from tests.bench.read_side import completed as life
+from tests.bench.read_side import history
 from tests.cluster.roles import PATIENCE, Role, Studio, studio
+from tests.cluster.test_kafka_log import create
 from tests.conditions import eventually
+from tests.history import SUBMITTED
 from tests.servers import Servers, servers
 
 READS: Final = int(os.environ.get("READS", "200"))
 AT_ONCE: Final = 8
+OLD_JOBS: Final = 2_000
 READABLE: Final = 200  # lines about a few outages
 TIME: Final = "2026-01-01T00:00:00.000000Z"
 SHORT: Final = {"prompt": "rain on a tin roof", "num_samples": 2, "duration": 1.0}
 LONG: Final = {**SHORT, "duration": 20.0}
+HELLO: Final = ("Text2Song Studio", "Folding ", "Generating ")
+READ: Final = ("prompts", "jobs", "progress")
+ODD: Final = (b"\xff no JSON", b'{"type":"Unheard"}')
+PROMPT: Final = PromptCreated(prompt_id="prompt", text="rain on a tin roof")
+ALIVE: Final = WorkerAlive(worker_id="worker", model_id="model", state="ready")
 WAITS: Final = {
     "kafka": ("The event log waits: Kafka (127.0.0.1:", "Start Kafka, or correct the address. Trying again in"),
     "mongo": ("The read store waits: MongoDB at 127.0.0.1:", "See that it runs; try again. Trying again in"),
@@ -87,6 +101,19 @@ async def submit(http: httpx.AsyncClient, url: str, request: dict[str, Any]) -> 
     return str(answer.json()["job_id"])
 
 
+async def ready(place: Studio, http: httpx.AsyncClient) -> tuple[Role, Role]:
+    """An API and a worker that have begun to read."""
+    roles = api, work = place.role("api"), place.role("work")
+    for role in roles:
+        await role.start()
+
+    async def are_ready() -> bool:
+        return len((await ask(http, "GET", f"{api.url}/health/ready")).json()["workers"]) == 1
+
+    await eventually(are_ready, PATIENCE)
+    return api, work
+
+
 async def test_roles_that_start_before_the_servers_say_whom_they_wait_for_and_then_work(
     there: Servers, place: Studio, http: httpx.AsyncClient
 ) -> None:
@@ -120,6 +147,47 @@ async def test_wrong_credentials_are_named_but_not_shown(place: Studio) -> None:
         assert await role.stop() == 0
         assert secret not in role.said
         assert "Traceback" not in role.said
+
+
+async def test_roles_refuse_a_topic_that_would_lose_records_in_one_sentence(there: Servers, place: Studio) -> None:
+    topic = f"{place.prefix}jobs"
+    await create(KafkaAccess(servers=there.addresses.kafka), topic, 4, {"retention.ms": "604800000"})
+    for role in (place.role("api"), place.role("project"), place.role("work")):
+        await role.start()
+        assert await role.ending(PATIENCE) == 1, role.said
+        [sentence] = [line for line in role.said.splitlines() if not line.startswith(HELLO)]
+        assert sentence.startswith(f"text2song: Kafka's topic '{topic}' has retention.ms=604800000; it must be -1")
+
+
+@pytest.mark.parametrize("event", [PROMPT, SUBMITTED, ALIVE], ids=lambda event: event.topic)
+async def test_an_event_of_a_newer_version_ends_each_of_its_readers_with_one_sentence(
+    place: Studio, http: httpx.AsyncClient, event: Event
+) -> None:
+    api, work = await ready(place, http)
+    message = encode(event, event_id="event", time=TIME)
+    newer = message.headers["ce_type"].replace(".v1", ".v2")
+    async with place.adapters() as (log, _, _):
+        [at] = await log.append([replace(message, headers={**message.headers, "ce_type": newer})])
+    readers = [api] if event.topic == "prompts" else [api, work]
+    for role in readers:
+        assert await role.ending(PATIENCE) == 1, role.said
+        [sentence] = [line for line in role.said.splitlines() if not line.startswith(HELLO)]
+        assert sentence.startswith(f"text2song: {at} holds a {type(event).__name__} of type {newer!r}")
+    assert [await role.stop() for role in (api, work) if role not in readers] == [0] * (2 - len(readers))
+
+
+async def test_records_that_are_no_events_stop_nobody(place: Studio, http: httpx.AsyncClient) -> None:
+    api, work = await ready(place, http)
+    job_id = await submit(http, api.url, SHORT)
+    await completed(http, api.url, job_id)
+    headers = encode(ALIVE, event_id="event", time=TIME).headers
+    odd = [Message(topic, job_id, value, headers) for topic in READ for value in ODD]
+    async with place.adapters() as (log, _, _):
+        placed = [str(at) for at in await log.append(odd) if at.topic != "progress"]
+    read = await ask(http, "GET", f"{api.url}/jobs/{job_id}", headers={"If-Event-Position": ", ".join(placed)})
+    assert (read.status_code, read.json()["suspect"]) == (200, True)
+    await completed(http, api.url, await submit(http, api.url, SHORT))
+    assert [await role.stop() for role in (work, api)] == [0, 0]
 
 
 async def test_while_a_server_is_away_the_api_answers_503_and_the_worker_keeps_its_job(
@@ -246,3 +314,43 @@ async def test_jobs_are_shown_and_cancelled_while_nobody_folds_the_views(
     listed = await ask(http, "GET", f"{one.url}/jobs", headers=headers)
     assert [(item["id"], item["status"]) for item in listed.json()["items"]] == [(job_id, "cancelled")]
     assert [await role.stop() for role in place.roles] == [0] * 3
+
+
+async def test_views_are_rebuilt_by_the_command_while_jobs_are_submitted_and_read(
+    place: Studio, http: httpx.AsyncClient
+) -> None:
+    async with place.adapters() as (log, _, _):
+        await log.append(list(history(OLD_JOBS, life)))
+    roles = api, *_ = [place.role("api"), place.role("project"), place.role("work")]
+    for role in roles:
+        await role.start()
+    submitted = [await submit(http, api.url, SHORT)]
+    await completed(http, api.url, submitted[0])
+
+    async def read(path: str) -> dict[str, Any]:
+        answer = await http.get(api.url + path)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    rebuilding = await place.command("rebuild", "jobs")
+    told = asyncio.create_task(rebuilding.communicate())
+    while not told.done():
+        job, *_ = [await read(path) for path in (f"/jobs/{submitted[-1]}", "/jobs", "/jobs/stats")]
+        if job["status"] == "completed":
+            submitted.append(await submit(http, api.url, SHORT))
+    said = (await told)[0].decode()
+    assert rebuilding.returncode == 0, said
+    [(folded, total)] = re.findall(r"(\d+)/(\d+)", said)
+    assert int(folded) == int(total) > 5 * OLD_JOBS
+    differing = dict(re.findall(r"│ (\w+) +│ [\d,]+ +│ (\d+) ", said))
+    assert differing == {view.name: "0" for view in FOLDED_FROM["jobs"]}
+    assert said.endswith("The rebuilt views serve now.\n")
+    assert len(submitted) > 1
+    for job_id in submitted:
+        await completed(http, api.url, job_id)
+
+    async def all_are_listed() -> bool:
+        return bool((await read("/jobs?status=completed"))["total"] == OLD_JOBS + len(submitted))
+
+    await eventually(all_are_listed, PATIENCE)

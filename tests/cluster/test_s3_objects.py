@@ -7,11 +7,14 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
 from domain.errors import UnavailableError
+from domain.ports import ObjectInfo
 from infra import s3_objects
 from infra.s3_objects import PART, S3Objects
 from tests.conditions import eventually
@@ -47,6 +50,45 @@ async def test_a_large_object_goes_up_in_parts_and_comes_back_whole(objects: S3O
     assert await content(objects, "songs/large") == LARGE
     assert await content(objects, "songs/large", PART - 5, 10) == LARGE[PART - 5 : PART + 5]
     assert await uploads(objects) == []
+
+
+@pytest.mark.parametrize("data", [b"2", LARGE], ids=["whole", "in parts"])
+async def test_a_put_without_replace_that_is_refused_leaves_no_upload(objects: S3Objects, data: bytes) -> None:
+    first = await objects.put("songs/old", b"old")
+    assert await objects.put("songs/old", data, replace=False) == first
+    assert await uploads(objects) == []
+
+
+async def test_a_put_without_replace_is_made_when_what_was_there_is_deleted_meanwhile(
+    objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = objects.stat
+
+    async def late(key: str) -> ObjectInfo | None:
+        await objects._client.delete_object(Bucket=objects._bucket.name, Key=key)
+        return await stat(key)
+
+    await objects.put("songs/new", b"old")
+    monkeypatch.setattr(objects, "stat", late)
+    info = await objects.put("songs/new", b"1", replace=False)
+    assert (info.size, await content(objects, "songs/new")) == (1, b"1")
+
+
+async def test_a_put_without_replace_that_met_another_is_tried_again(
+    objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amazon's S3 answers so; the gateway does not."""
+    put_object = objects._client.put_object
+    conflicts = iter([ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")])
+
+    async def busy(**arguments: Any) -> Any:
+        for conflict in conflicts:
+            raise conflict
+        return await put_object(**arguments)
+
+    monkeypatch.setattr(objects._client, "put_object", busy)
+    info = await objects.put("songs/new", b"1", replace=False)
+    assert await objects.stat("songs/new") == info
 
 
 async def test_an_upload_cut_in_the_middle_keeps_the_old_object_and_leaves_nothing(
@@ -176,9 +218,10 @@ async def test_a_stream_needs_memory_for_chunks_and_not_for_the_object(objects: 
     assert peak < 4_000_000
 
 
-async def test_one_name_is_not_both_an_object_and_a_folder(objects: S3Objects) -> None:
+@pytest.mark.parametrize("replace", [True, False])
+async def test_one_name_is_not_both_an_object_and_a_folder(objects: S3Objects, replace: bool) -> None:
     await objects.put("a/b", b"1")
     for key in ("a", "a/b/c"):
         with pytest.raises(ValueError, match="both an object and a folder"):
-            await objects.put(key, b"2")
+            await objects.put(key, b"2", replace=replace)
     assert await keys(objects) == ["a/b"]

@@ -12,6 +12,7 @@ from domain.errors import NotFoundError
 from domain.ports import ObjectStore
 
 DATA = os.urandom(200_000)
+LARGE = 8 * 1024 * 1024 + 1
 
 
 async def content(objects: ObjectStore, key: str, start: int = 0, length: int | None = None) -> bytes:
@@ -66,6 +67,37 @@ async def test_the_etag_changes_whenever_the_bytes_do(objects: ObjectStore) -> N
     info = await objects.stat("song")
     assert info is not None
     assert info.etag == etags[-1]
+
+
+async def test_a_put_without_replace_stores_what_is_not_there(objects: ObjectStore) -> None:
+    info = await objects.put("songs/new", DATA, replace=False)
+    assert (info.key, info.size) == ("songs/new", len(DATA))
+    assert await objects.stat("songs/new") == info
+    assert await content(objects, "songs/new") == DATA
+
+
+@pytest.mark.parametrize("size", [1, LARGE], ids=["small", "large"])
+async def test_a_put_without_replace_leaves_what_is_there_and_tells_of_it(objects: ObjectStore, size: int) -> None:
+    first = await objects.put("songs/old", DATA)
+    assert await objects.put("songs/old", b"2" * size, replace=False) == first
+    assert await objects.stat("songs/old") == first
+    assert await content(objects, "songs/old") == DATA
+    await objects.delete("songs")
+    second = await objects.put("songs/old", b"2" * size, replace=False)
+    assert (second.size, second.etag == first.etag) == (size, False)
+    assert await keys(objects) == ["songs/old"]
+
+
+@pytest.mark.parametrize(("writers", "size"), [(20, 1_000), (4, LARGE)], ids=["small", "large"])
+async def test_of_many_puts_without_replace_one_wins_and_all_are_told_of_it(
+    objects: ObjectStore, writers: int, size: int
+) -> None:
+    versions = [bytes([number]) * (size + number) for number in range(writers)]
+    infos = await asyncio.gather(*(objects.put("songs/new", version, replace=False) for version in versions))
+    (told,) = set(infos)
+    assert await objects.stat("songs/new") == told
+    assert await content(objects, "songs/new") == versions[told.size - size]
+    assert await keys(objects) == ["songs/new"]
 
 
 async def test_a_reader_sees_the_old_bytes_or_the_new_and_never_both(objects: ObjectStore) -> None:

@@ -55,10 +55,10 @@ class Parts:
         tail = Tail(self.host)
         self.services = Services(
             journal=self.journal,
-            store=CurrentViews(store, tail, self.host),
+            views=CurrentViews(store, tail, self.host),
             objects=objects,
             registry=Registry(NOISE),
-            views=self.host,
+            folded=self.host,
             tail=tail,
             feed=Feed(self.journal, tail),
             renditions=Renditions(objects),

@@ -95,6 +95,53 @@ def test_up_ends_with_a_sentence_where_it_cannot_start(tmp_path: Path, environme
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "environment", "words"),
+    [
+        *(
+            (
+                command,
+                {"TEXT2SONG_LOG": "kafka://localhost:9", "TEXT2SONG_KAFKA_SECURITY": "SASL_PLAINTEXT"},
+                "TEXT2SONG_KAFKA_SECURITY is 'SASL_PLAINTEXT': it needs a login. Set TEXT2SONG_KAFKA_USERNAME",
+            )
+            for command in ("api", "project")
+        ),
+        *(
+            (command, {"TEXT2SONG_LOG": "kafka://localhost:abc"}, "TEXT2SONG_LOG is 'kafka://localhost:abc': it names")
+            for command in ("api", "project", "work")
+        ),
+        (
+            "api",
+            {"TEXT2SONG_STORE": "mongodb://ann:hunter2@hunter2@host/db"},
+            "TEXT2SONG_STORE is 'mongodb://ann:********@host/db': The MongoDB address host cannot be used: Username",
+        ),
+        (
+            "work",
+            {"TEXT2SONG_STORE": "mongodb+srv://127.0.0.1"},
+            "TEXT2SONG_STORE is 'mongodb+srv://127.0.0.1': The MongoDB address 127.0.0.1 cannot be used: Invalid",
+        ),
+        (
+            "work",
+            {"TEXT2SONG_STORE": "mongodb://host:99999"},
+            "TEXT2SONG_STORE is 'mongodb://host:99999': The MongoDB address host:99999 cannot be used: Port must be",
+        ),
+        (
+            "api",
+            {"TEXT2SONG_OBJECTS": "s3://bucket", "TEXT2SONG_S3_ENDPOINT": "http://foo bar"},
+            "TEXT2SONG_S3_ENDPOINT is 'http://foo bar': it names no server. Write http://host:port",
+        ),
+    ],
+)
+def test_an_address_that_cannot_be_used_ends_a_role_with_one_sentence(
+    tmp_path: Path, command: str, environment: dict[str, str], words: str
+) -> None:
+    done = text2song(command, cwd=tmp_path, **environment)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert re.fullmatch(r"text2song: TEXT2SONG_.*\.\n", done.stderr)
+    assert "hunter2" not in done.stdout + done.stderr
+
+
 def test_up_refuses_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = text2song("up", "--port", str(taken.getsockname()[1]), cwd=tmp_path)

@@ -19,7 +19,7 @@ def test_asyncapi_json_is_the_published_document_and_has_its_operation(studio: R
 
 async def test_the_contract_needs_no_log_and_no_views(parts: Parts, tmp_path: Path) -> None:
     fresh = Parts(tmp_path, parts.log, parts.store, parts.objects)
-    assert not fresh.services.views.ready
+    assert not fresh.services.folded.ready
     assert (await fresh.http.get("/asyncapi.json")).status_code == 200
     await fresh.http.aclose()
 

@@ -9,7 +9,7 @@ import pytest
 
 from domain.events import JobCompleted, JobDeleted, JobEvent, JobStarted
 from domain.jobs import JOBS
-from domain.ports import D, ReadStore, View
+from domain.ports import D, Position, ReadStore, View
 from infra.sqlite_store import SqliteStore
 from projections import tail as tails
 from projections.audio import AUDIO, samples
@@ -125,6 +125,21 @@ async def test_a_list_waits_for_what_was_ordered_here_and_then_does_without(
     await parts.http.delete(f"/generate/{job_id}")
     monkeypatch.setattr("projections.current.WAIT_SECONDS", 0.05)
     assert [item["status"] for item in (await parts.http.get("/jobs")).json()["items"]] == ["queued"]
+    monkeypatch.setattr("projections.current.WAIT_SECONDS", 3600)
+    async with asyncio.timeout(10):
+        assert [item["status"] for item in (await parts.http.get("/jobs")).json()["items"]] == ["queued"]
+
+
+async def test_every_answer_says_where_what_it_went_by_stands(behind: tuple[Parts, Gated]) -> None:
+    parts, _ = behind
+    submitted = await parts.http.post("/generate", json=REQUEST, headers={"Idempotency-Key": "once"})
+    prompt, job = map(Position.parse, submitted.headers["X-Event-Position"].split(", "))
+    assert (prompt.topic, job.topic) == ("prompts", "jobs")
+    assert (await parts.http.get("/prompts")).json()["total"] == 1
+    again = await parts.http.post("/generate", json=REQUEST, headers={"Idempotency-Key": "once"})
+    assert again.headers["X-Event-Position"] == str(job)
+    cancelled = [await parts.http.delete(submitted.headers["Location"]) for _ in range(2)]
+    assert len({answer.headers["X-Event-Position"] for answer in cancelled}) == 1
 
 
 async def test_what_is_folded_and_forgotten_during_a_read_is_not_missed(
@@ -148,8 +163,11 @@ async def test_what_is_folded_and_forgotten_during_a_read_is_not_missed(
     assert (await reading)["job"].status == "processing"
 
 
-async def test_the_tail_forgets_what_is_folded_and_takes_no_more_than_its_limit(behind: tuple[Parts, Gated]) -> None:
+async def test_the_tail_forgets_what_is_folded_and_takes_no_more_than_its_limit(
+    behind: tuple[Parts, Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts, store = behind
+    monkeypatch.setattr(tails, "FORGET_SECONDS", 0.01)
     store.saving.clear()
     tail = Tail(parts.host, limit=2)
     await tail.begin()
@@ -161,7 +179,7 @@ async def test_the_tail_forgets_what_is_folded_and_takes_no_more_than_its_limit(
     assert [held.position.offset for held in tail.held.of("jobs", "job")] == [0, 1]
     await parts.journal.append(*[submission("job")] * 2)
     store.saving.set()
-    await eventually(lambda: asyncio.sleep(0, taking.done()))
+    await taking
     assert tail.held.count == 0
 
 

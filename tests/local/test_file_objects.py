@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from domain.errors import UnavailableError
+from domain.ports import ObjectInfo
 from infra.file_objects import FileObjects
 from tests.contract.conftest import full_disk
 
@@ -20,16 +21,45 @@ def files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
 
 
-async def test_a_full_disk_keeps_the_old_object_and_leaves_nothing_of_the_new(root: Path) -> None:
+@pytest.mark.parametrize("replace", [True, False])
+async def test_a_full_disk_keeps_the_old_object_and_leaves_nothing_of_the_new(root: Path, replace: bool) -> None:
     objects = await FileObjects.open(root)
     await objects.put("songs/old", b"old")
     with full_disk(100_000):
         for key in ("songs/old", "songs/new", "empty/folders/new"):
             with pytest.raises(UnavailableError, match="space"):
-                await objects.put(key, b"x" * 200_000)
+                await objects.put(key, b"x" * 200_000, replace=replace)
     assert files(root) == ["songs", "songs/old"]
     assert (root / "songs/old").read_bytes() == b"old"
     await objects.put("songs/new", b"x" * 200_000)
+
+
+async def test_a_put_without_replace_leaves_one_file(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    for _ in range(2):
+        await objects.put("songs/new", b"1", replace=False)
+        assert files(root) == ["songs", "songs/new"]
+        assert (root / "songs/new").stat().st_nlink == 1
+
+
+class VanishingObjects(FileObjects):
+    """The first object that is looked at has just been deleted by another."""
+
+    deletes = 1
+
+    def _info(self, path: Path) -> ObjectInfo | None:
+        if self.deletes:
+            self.deletes -= 1
+            path.unlink()
+        return super()._info(path)
+
+
+async def test_a_put_without_replace_is_made_when_what_was_there_is_deleted_meanwhile(root: Path) -> None:
+    objects = await VanishingObjects.open(root)
+    await objects.put("songs/new", b"old")
+    info = await objects.put("songs/new", b"1", replace=False)
+    assert (info.size, (root / "songs/new").read_bytes()) == (1, b"1")
+    assert files(root) == ["songs", "songs/new"]
 
 
 async def test_a_put_that_never_ended_is_swept_once_it_is_old(root: Path) -> None:
@@ -86,12 +116,13 @@ async def test_delete_leaves_no_empty_folder(root: Path) -> None:
     assert files(root) == []
 
 
-async def test_one_name_is_not_both_an_object_and_a_folder(root: Path) -> None:
+@pytest.mark.parametrize("replace", [True, False])
+async def test_one_name_is_not_both_an_object_and_a_folder(root: Path, replace: bool) -> None:
     objects = await FileObjects.open(root)
     await objects.put("a/b", b"1")
     for key in ("a", "a/b/c"):
         with pytest.raises(ValueError, match="both an object and a folder"):
-            await objects.put(key, b"2")
+            await objects.put(key, b"2", replace=replace)
     assert files(root) == ["a", "a/b"]
 
 

@@ -245,11 +245,11 @@ class SlowObjects(FileObjects):
         self.writing = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def put(self, key: str, data: bytes) -> ObjectInfo:
+    async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
         if key.endswith("/1.flac"):
             self.writing.set()
             await self.go_on.wait()
-        return await super().put(key, data)
+        return await super().put(key, data, replace=replace)
 
 
 async def test_a_second_cancel_does_not_break_into_the_clean_up_of_the_first(parts: Parts, tmp_path: Path) -> None:
@@ -327,11 +327,11 @@ class FailingObjects(FileObjects):
 
     refusals = 3
 
-    async def put(self, key: str, data: bytes) -> ObjectInfo:
+    async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
         if self.refusals:
             self.refusals -= 1
             raise UnavailableError("The object store does not answer.")
-        return await super().put(key, data)
+        return await super().put(key, data, replace=replace)
 
 
 async def test_the_worker_waits_for_an_object_store_that_is_down(parts: Parts, tmp_path: Path) -> None:

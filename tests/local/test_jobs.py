@@ -16,7 +16,7 @@ from domain.models import NOISE
 from domain.ports import Message
 from infra.client import StudioClient
 from tests import audit
-from tests.conditions import eventually_sync
+from tests.conditions import eventually, eventually_sync
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
@@ -435,6 +435,22 @@ async def test_a_client_waits_through_heartbeats(parts: Parts, monkeypatch: pyte
         asyncio.get_running_loop().call_later(0.3, engine.release)
         names = [update.name async for update in client.follow("j1")]
     assert (names[0], names[-1]) == ("snapshot", "completed")
+
+
+async def test_what_strays_among_the_telemetry_is_no_part_of_a_job(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.close_after(0)
+    damaged = [Message("progress", "j1", value, {}) for value in (b"{", b'{"type": "Strange"}')] * 10
+
+    async with parts.working(engine), asyncio.timeout(30):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "processing")
+        following = asyncio.create_task(parts.http.get("/jobs/j1/events"))
+        await eventually(lambda: asyncio.sleep(0, "j1" in parts.services.feed._listeners))
+        await parts.log.append(damaged)
+        engine.release()
+        told = (await following).text
+    assert told.count("event: completed") == 1
 
 
 async def test_what_landed_twice_is_told_once(parts: Parts) -> None:

@@ -1,6 +1,7 @@
 """What an API process knows of views that another process folds."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
@@ -76,5 +77,28 @@ async def test_the_store_is_asked_once_in_a_while_so_that_the_tail_can_forget(
     assert await views.caught_up(10)
     [position] = await parts.journal.append(submission("j1"))
     partition = position.topic, position.partition
-    await eventually(lambda: asyncio.sleep(0, views.folded[partition] > position.offset))
+    await eventually(lambda: asyncio.sleep(0, views.offsets[partition] > position.offset))
+    await stop(running)
+
+
+async def test_emptied_views_are_ready_again_only_with_all_that_they_had_shown(parts: Parts) -> None:
+    class Emptied:
+        offsets: dict[tuple[str, int], int] | None = None
+
+        async def watermarks(self) -> dict[tuple[str, int], int]:
+            return await parts.store.watermarks() if self.offsets is None else self.offsets
+
+    store = Emptied()
+    views = Watermarks(parts.log, store)  # type: ignore[arg-type]
+    running = asyncio.create_task(views.run())
+    positions = await parts.journal.append(submission("j1"), submission("j2"))
+    assert await views.wait(positions, 10)
+    full = dict(views.offsets)
+    for offsets, ready in (({}, False), ({**full, ("jobs", positions[0].partition): 0}, False), (full, True)):
+        store.offsets = offsets
+
+        async def is_so(ready: bool = ready, offsets: Mapping[tuple[str, int], int] = offsets) -> bool:
+            return views.ready == ready and views.offsets == {at: offsets.get(at, 0) for at in full}
+
+        await eventually(is_so)
     await stop(running)
