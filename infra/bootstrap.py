@@ -42,6 +42,7 @@ from projections.project import VIEWS
 from projections.rebuild import Comparison, Progress
 from projections.tail import Tail
 from projections.watermarks import Watermarks
+from workers import audio
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.loading import load
@@ -268,7 +269,7 @@ async def _generate(
 ) -> None:
     engine = EngineProcess(load, checkpoint, settings.device)
     try:
-        await engine.start()
+        await asyncio.gather(engine.start(), asyncio.to_thread(audio.prepare))
         worker = GenerationWorker(
             _journal(log), store, objects, engine, checkpoint.model.id, lease=settings.lease_seconds
         )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import pyloudnorm
 import soundfile
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -52,6 +51,11 @@ class Master(Struct, frozen=True, kw_only=True):
     channels: int
     loudness_lufs: float | None
     waveform: Waveform
+
+
+def prepare() -> None:
+    """Loads what `master` needs and nothing else does: it takes more than a second, and most processes never master."""
+    import pyloudnorm  # noqa: F401, PLC0415
 
 
 def master(pcm: NDArray[np.float32], sample_rate: int, tags: Mapping[str, str]) -> Master:
@@ -128,6 +132,8 @@ def _id3(tags: Mapping[str, str]) -> bytes:
 def _loudness(pcm: NDArray[np.float32], sample_rate: int) -> float | None:
     if pcm.shape[1] < LOUDNESS_BLOCK * sample_rate:
         return None
+    import pyloudnorm  # noqa: PLC0415
+
     lufs = pyloudnorm.Meter(sample_rate).integrated_loudness(pcm.T.astype(np.float64))
     return round(float(lufs), 2) if np.isfinite(lufs) else None
 
