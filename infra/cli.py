@@ -296,10 +296,10 @@ async def _rebuild(settings: Settings, topics: tuple[str, ...]) -> None:
     with Progress("Folding", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("")
         compared = await rebuild(settings, topics, lambda at: bar.update(task, completed=at.folded, total=at.total))
-    table = Table("view", "compared", "differing", "apart", "digest")
+    table = Table("view", "compared", "differing", "apart", "old digest", "new digest")
     for view in compared:
-        digest = "old ones unreadable" if view.old_digest is None else (view.new_digest or "")[:16]
-        table.add_row(view.view, f"{view.documents:,}", f"{view.differing:,}", f"{view.apart:,}", digest)
+        digests = [(digest or "unreadable")[:12] for digest in (view.old_digest, view.new_digest)]
+        table.add_row(view.view, f"{view.documents:,}", f"{view.differing:,}", f"{view.apart:,}", *digests)
     console.print(table)
     for view in compared:
         if view.examples:

@@ -31,7 +31,7 @@ RAW: Final = Topic("raw", partitions=4)
 @asynccontextmanager
 async def raw(settings: Settings, records: Sequence[Record]) -> AsyncIterator[Request]:
     """Produces the records under another key, and waits until a consumer has them."""
-    prefix = f"{settings.kafka_prefix}raw."
+    prefix = f"{settings.kafka_prefix}raw-{len(records)}."
     await (await KafkaLog.open(kafka(settings), {RAW.name: RAW}, prefix=prefix)).close()
     servers, name = kafka(settings).servers, prefix + RAW.name
     headers = [[(header, content.encode()) for header, content in record.headers.items()] for record in records]
