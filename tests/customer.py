@@ -31,6 +31,8 @@ class Customer:
         self._http = http
         self._dice = dice
         self._name = name
+        self._since: dict[str, str] = {}
+        self._unsure: set[str] = set()
 
     async def order(self) -> None:
         ordered = 0
@@ -45,14 +47,19 @@ class Customer:
         while not self.leaving:
             await asyncio.sleep(self._dice.uniform(0, 8))
             status = self._dice.choice(["queued", "processing"])
-            if not (jobs := (await self._ask("GET", "/jobs", params={"status": status})).json()["items"]):
+            listed = (await self._ask("GET", "/jobs", params={"status": status}, headers=self._since)).json()["items"]
+            if not (jobs := [job["id"] for job in listed if job["id"] not in self._unsure]):
                 continue
-            job_id = self._dice.choice(jobs)["id"]
+            job_id = self._dice.choice(jobs)
             if self._dice.random() < DELETED:
                 done = await self._ask("DELETE", f"/jobs/{job_id}", or_else=404)  # by a try whose answer was lost
                 self.deleted.add(job_id)
-                # Another process may not have come as far as the one that only says 404, without a position.
-                assert (await self._look(job_id, done)).status_code == 404 or done.status_code == 404
+                self._since = _since(done)
+                if self._since:
+                    assert (await self._look(job_id, done)).status_code == 404
+                else:
+                    # The one process that says so may be ahead of the others, and of the lists.
+                    self._unsure.add(job_id)
             else:
                 done = await self._ask("DELETE", f"/generate/{job_id}", or_else=409)
                 # After a 202 the job may turn out to have been over before.
@@ -72,9 +79,7 @@ class Customer:
 
     async def _look(self, job_id: str, since: httpx.Response) -> httpx.Response:
         """The job with what that answer was about."""
-        position = since.headers.get("X-Event-Position")
-        headers = {"If-Event-Position": position} if position else {}
-        return await self._ask("GET", f"/jobs/{job_id}", or_else=404, headers=headers)
+        return await self._ask("GET", f"/jobs/{job_id}", or_else=404, headers=_since(since))
 
     async def _ask(self, method: str, path: str, *, or_else: int = 200, **request: Any) -> httpx.Response:
         """The first answer that is a success, or the other one that fits."""
@@ -87,3 +92,9 @@ class Customer:
                     assert answer.status_code == 503, f"{method} {path}: {answer.status_code} {answer.text}"
                     assert "Retry-After" in answer.headers
                 await asyncio.sleep(0.1)
+
+
+def _since(answer: httpx.Response) -> dict[str, str]:
+    """Asks for an answer that shows what that one was about."""
+    position = answer.headers.get("X-Event-Position")
+    return {"If-Event-Position": position} if position else {}
