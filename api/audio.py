@@ -1,27 +1,20 @@
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import HttpMethod, Request, Response, get, route
-from litestar.exceptions import HTTPException
+from litestar import Request, Response, get
 from litestar.params import FromPath, QueryParameter
-from litestar.response import Stream
-from litestar.status_codes import (
-    HTTP_200_OK,
-    HTTP_206_PARTIAL_CONTENT,
-    HTTP_304_NOT_MODIFIED,
-    HTTP_416_REQUESTED_RANGE_NOT_SATISFIABLE,
-)
-from msgspec import Struct
+from msgspec import Struct, convert
+from msgspec.structs import asdict
 
-from api import ranges
-from api.positions import CURRENT
-from api.ranges import Slice, Unsatisfiable
-from api.services import Injected, Services
-from domain.errors import NotFoundError
-from domain.events import Format
+from api.http.positions import CURRENT
+from api.http.services import Injected, Services
+from api.http.streams import stream
+from commands.transact import load
+from domain.errors import DamagedError, NotFoundError
+from domain.events.jobs import Format
+from domain.jobs import waveform
 from projections.audio import AUDIO, AudioSample, GenerationParams
-from workers.audio import Waveform, content_type
+from workers.mastering import Waveform, content_type
 
 
 class AdapterName(Struct, frozen=True, kw_only=True):
@@ -54,86 +47,63 @@ class AudioBody(Struct, frozen=True, kw_only=True):
 
 @get("/audio/{sample_id:str}", operation_id="getAudio", opt=CURRENT, tags=["audio"])
 async def get_audio(services: Injected, sample_id: FromPath[str]) -> AudioBody:
-    sample = await _load(services, sample_id)
-    adapter = sample.adapter
-    return AudioBody(
-        id=sample.id,
-        job_id=sample.job_id,
-        prompt_id=sample.prompt_id,
-        prompt=sample.prompt,
-        model_id=sample.model_id,
-        notice=services.registry.notice(sample.model_id),
-        adapter_id=adapter.id if adapter else None,
-        adapter=AdapterName(name=adapter.name, version=adapter.version) if adapter else None,
-        generation_params=sample.generation_params,
-        storage_path=sample.storage_path,
-        duration_seconds=sample.duration_seconds,
-        sample_rate=sample.sample_rate,
-        channels=sample.channels,
-        sha256=sample.sha256,
-        loudness_lufs=sample.loudness_lufs,
-        stream_url=f"/audio/{sample.id}/stream",
-        waveform_url=f"/audio/{sample.id}/waveform",
-        created_at=sample.created_at,
-    )
+    return body(services, await _load(services, sample_id))
 
 
 @get("/audio/{sample_id:str}/waveform", operation_id="getWaveform", opt=CURRENT, tags=["audio"])
 async def get_waveform(services: Injected, sample_id: FromPath[str]) -> Response[Waveform]:
     """Peaks in the JSON layout of audiowaveform, version 2."""
     sample = await _load(services, sample_id)
-    key = f"{sample.storage_path.removesuffix('flac')}json"
+    key = waveform(sample.storage_path)
     peaks = b"".join([chunk async for chunk in services.objects.read(key)])
-    return Response(msgspec.json.decode(peaks, type=Waveform), headers={"Cache-Control": "private, no-cache"})
+    try:
+        shape = msgspec.json.decode(peaks, type=Waveform)
+    except msgspec.MsgspecError:
+        raise DamagedError(f"The waveform {key!r} is damaged. Put a sound copy in its place.") from None
+    return Response(shape, headers={"Cache-Control": "private, no-cache"})
 
 
-@route(
-    "/audio/{sample_id:str}/stream",
-    http_method=[HttpMethod.GET, HttpMethod.HEAD],
-    operation_id=lambda handler, method, path: f"{method.lower()}AudioStream",  # noqa: ARG005
-    opt=CURRENT,
-    tags=["audio"],
-)
+@get("/audio/{sample_id:str}/stream", operation_id="getAudioStream", opt=CURRENT, tags=["audio"])
 async def stream_audio(
     request: Request[Any, Any, Any],
     services: Injected,
     sample_id: FromPath[str],
     output_format: Annotated[Format | None, QueryParameter(name="format")] = None,
 ) -> Response[Any]:
-    """The audio as `format`, by default what the job asked for. Honours Range, If-Range and If-None-Match."""
+    """The audio as `format`, by default what the job asked for. Honours Range, If-Range and If-None-Match.
+
+    A master that is damaged answers 410.
+    """
     sample = await _load(services, sample_id)
     chosen = output_format or sample.output_format
-    stored = await services.renditions.get(sample.storage_path, chosen)
-    etag = f'"{sample.sha256}"' if chosen == "flac" else f'"{sample.sha256[:16]}-{chosen}-{stored.etag}"'
-    headers = {
-        "Accept-Ranges": "bytes",
-        "ETag": etag,
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'inline; filename="{sample.id}.{chosen}"',
+    stored = await services.renditions.get(sample, chosen)
+    etag = f'"{stored.etag}"' if chosen == "flac" else f'"{sample.sha256[:16]}-{chosen}-{stored.etag}"'
+    return await stream(
+        request.headers, stored, etag=etag, file_name=f"{sample.id}.{chosen}", media_type=content_type(chosen)
+    )
+
+
+ROUTES: Final = (get_audio, get_waveform, stream_audio)
+
+
+def body(services: Services, sample: AudioSample) -> AudioBody:
+    computed = {
+        "notice": services.registry.notice(sample.model_id),
+        "adapter_id": sample.adapter.id if sample.adapter else None,
+        "stream_url": f"/audio/{sample.id}/stream",
+        "waveform_url": f"/audio/{sample.id}/waveform",
     }
-    if ranges.unchanged(request.headers, etag):
-        return Response(None, status_code=HTTP_304_NOT_MODIFIED, headers=headers)
-    wanted = ranges.requested(request.headers, stored.size, etag) if request.method == "GET" else None
-    match wanted:
-        case Unsatisfiable():
-            raise HTTPException(
-                status_code=HTTP_416_REQUESTED_RANGE_NOT_SATISFIABLE,
-                detail=f"The range begins after the end; the file has {stored.size:,} bytes.",
-                headers={"Content-Range": f"bytes */{stored.size}"},
-            )
-        case Slice(start, length):
-            headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{stored.size}"
-            status = HTTP_206_PARTIAL_CONTENT
-        case None:
-            start, length, status = 0, stored.size, HTTP_200_OK
-    headers["Content-Length"] = str(length)
-    chunks: AsyncIterator[bytes] = services.objects.read(stored.key, start, length)
-    return Stream(chunks, status_code=status, headers=headers, media_type=content_type(chosen))
+    return convert(asdict(sample) | computed, AudioBody, from_attributes=True)
 
 
 async def _load(services: Services, sample_id: str) -> AudioSample:
-    """Raises NotFoundError for a sample of a deleted or cancelled job too."""
-    sample = (await services.views.get(AUDIO, [sample_id])).get(sample_id)
-    if sample is None or sample.hidden:
+    """Raises NotFoundError for a sample of a deleted, cancelled or purged job too."""
+    if (sample := await find_sample(services, sample_id)) is None:
         raise NotFoundError("audio sample", sample_id)
     return sample
+
+
+async def find_sample(services: Services, sample_id: str) -> AudioSample | None:
+    """None for a sample of a deleted, cancelled or purged job too."""
+    sample = await load(services.views, AUDIO, sample_id)
+    return None if sample is None or sample.hidden else sample

@@ -1,10 +1,12 @@
+import asyncio
+from contextlib import suppress
 from typing import Final, Literal
 
 from litestar import Response, get
 from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 from msgspec import Struct
 
-from api.services import Injected
+from api.http.services import Injected
 from domain.errors import UnavailableError
 
 PATIENCE_SECONDS: Final = 1.0
@@ -22,11 +24,12 @@ class Worker(Struct, frozen=True, kw_only=True):
 
 
 class Ready(Struct, frozen=True, kw_only=True):
-    """`views` says whether reads are up to date with the log."""
+    """`views` says whether reads are up to date with the log, `generates` whether a worker is there for new jobs."""
 
     status: Literal["ready", "starting", "unavailable"]
     log: bool
     views: bool
+    generates: bool
     workers: list[Worker]
 
 
@@ -37,17 +40,24 @@ async def live() -> Live:
 
 @get("/health/ready", operation_id="isReady", tags=["health"])
 async def ready(services: Injected) -> Response[Ready]:
-    """503 until the log answers, the views have caught up with it, and a worker has its model loaded."""
-    try:
-        views, log = await services.folded.caught_up(PATIENCE_SECONDS), True
-    except UnavailableError:
-        views, log = False, False
+    """503 until the log answers and the views have caught up with it. Without workers jobs are taken, and wait."""
+    log = views = False
+    # A log that is away would keep the answer longer than whoever asks has patience.
+    with suppress(UnavailableError, TimeoutError):
+        async with asyncio.timeout(2 * PATIENCE_SECONDS):
+            views, log = await services.folded.caught_up(PATIENCE_SECONDS), True
     workers = [
         Worker(id=alive.worker_id, model_id=alive.model_id, state=alive.state, device=alive.device)
         for alive in services.feed.workers()
     ]
-    is_ready = views and any(worker.state in {"ready", "busy"} for worker in workers)
     state = Ready(
-        status="ready" if is_ready else "starting" if log else "unavailable", log=log, views=views, workers=workers
+        status="ready" if views else "starting" if log else "unavailable",
+        log=log,
+        views=views,
+        generates=any(worker.state in {"ready", "busy"} for worker in workers),
+        workers=workers,
     )
-    return Response(state, status_code=HTTP_200_OK if is_ready else HTTP_503_SERVICE_UNAVAILABLE)
+    return Response(state, status_code=HTTP_200_OK if views else HTTP_503_SERVICE_UNAVAILABLE)
+
+
+ROUTES: Final = (live, ready)

@@ -1,24 +1,28 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import get_args
+from functools import partial
+from typing import Final, get_args
 
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
-from msgspec import Struct
+from msgspec import Struct, convert
+from msgspec.structs import asdict
 
-from api import pages, positions
-from api.pages import Page
-from api.positions import CURRENT
+from api.http import pages, positions
+from api.http.pages import Page
+from api.http.positions import CURRENT
+from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
-from api.services import Injected, Services
 from commands import jobs as commands
-from commands.receipt import Receipt
+from commands.transact import Receipt, load, seen
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError
-from domain.events import Format
-from domain.generation import GenerationRequest
-from domain.jobs import JOBS, Job, Outcome, Status, check_same_request
-from domain.ports import Position, Query, Scalar
+from domain.events.jobs import Format, JobSubmitted
+from domain.generation import GenerationRequest, Rerun
+from domain.jobs import JOBS, Job, Status
+from domain.outcomes import Outcome
+from domain.ports import Query
+from projections import figures
 from projections.jobs import Statistics, statistics
 
 
@@ -32,8 +36,18 @@ class JobParams(Struct, frozen=True, kw_only=True):
     guidance_scale: float
 
 
+class FeedbackSummary(Struct, frozen=True, kw_only=True):
+    """What was said of the job's samples; `url` lists it."""
+
+    count: int
+    has_feedback: bool
+    mean_rating: float | None
+    url: str
+
+
 class JobBody(Struct, frozen=True, kw_only=True):
-    """`progress` is 0 to 100. `outcomes` says what became of the latest events; `suspect` marks a damaged history."""
+    """`progress` is 0 to 100. `model_prompt` is what the model is given, `warnings` say what it does not read of that.
+    `outcomes` says what became of the latest events; `suspect` marks a damaged history."""
 
     id: str
     status: Status
@@ -43,10 +57,14 @@ class JobBody(Struct, frozen=True, kw_only=True):
     sample_ids: list[str]
     error: str | None
     attempt: int
+    feedback: FeedbackSummary
     prompt_id: str
     prompt: str
+    model_prompt: str
+    warnings: list[str]
     model_id: str
     adapter_id: str | None
+    ab_test_id: str | None
     generation_params: JobParams
     output_format: Format
     priority: int
@@ -58,13 +76,17 @@ class JobBody(Struct, frozen=True, kw_only=True):
     created_at: str
     started_at: str | None
     completed_at: str | None
+    purged_at: str | None
     suspect: bool
     outcomes: list[Outcome]
 
 
-class JobReceipt(Struct, frozen=True, kw_only=True):
+class JobReceipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`warnings` say what the model will not read of the prompt."""
+
     job_id: str
     status: Status
+    warnings: list[str] = []
 
 
 class Deletion(Struct, frozen=True, kw_only=True):
@@ -79,17 +101,7 @@ async def submit_generation(
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
     receipt = await commands.submit(services.journal, services.views, services.registry, data, idempotency_key)
-    status: Status = "queued"
-    if idempotency_key is None:
-        await positions.visible(services, receipt)
-    elif job := await _settled(services, receipt):
-        check_same_request(job, commands.digest(data))
-        status = job.status
-    return Response(
-        JobReceipt(job_id=receipt.id, status=status),
-        status_code=HTTP_202_ACCEPTED,
-        headers={"Location": f"/generate/{receipt.id}", **positions.headers(*receipt.positions)},
-    )
+    return await _submitted(services, receipt, idempotency_key)
 
 
 @delete(
@@ -110,12 +122,25 @@ async def cancel_generation(services: Injected, job_id: FromPath[str]) -> Respon
 @get("/generate/{job_id:str}", operation_id="getGeneration", opt=CURRENT, tags=["generation"])
 async def get_generation(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
     """The job's status, its progress, and its samples once there are any."""
-    return await _answer(services, job_id)
+    return await _job_response(services, job_id)
+
+
+@post("/jobs/{job_id:str}/rerun", operation_id="rerunJob", opt=CURRENT, status_code=HTTP_202_ACCEPTED, tags=["jobs"])
+async def rerun_job(
+    services: Injected, job_id: FromPath[str], data: JSONBody[Rerun], idempotency_key: IdempotencyKey = None
+) -> Response[JobReceipt]:
+    """Queues a new job that asks for what this one did, with the changes of the body; {} changes nothing but the
+    seeds. A retry under the same `Idempotency-Key` is the same job.
+    """
+    receipt = await commands.rerun(
+        services.journal, services.views, services.registry, job_id, data, idempotency_key=idempotency_key
+    )
+    return await _submitted(services, receipt, idempotency_key)
 
 
 @get("/jobs/{job_id:str}", operation_id="getJob", opt=CURRENT, tags=["jobs"])
 async def get_job(services: Injected, job_id: FromPath[str]) -> Response[JobBody]:
-    return await _answer(services, job_id)
+    return await _job_response(services, job_id)
 
 
 @get("/jobs", operation_id="listJobs", tags=["jobs"])
@@ -124,6 +149,7 @@ async def list_jobs(
     *,
     status: FromQuery[str | None] = None,
     adapter_id: FromQuery[str | None] = None,
+    ab_test_id: FromQuery[str | None] = None,
     start_date: FromQuery[str | None] = None,
     end_date: FromQuery[str | None] = None,
     client_id: FromQuery[str | None] = None,
@@ -135,32 +161,26 @@ async def list_jobs(
     cursor: FromQuery[str | None] = None,
 ) -> Page[JobBody]:
     """Newest first, without deleted jobs. Every filter narrows; the dates bound `created_at`, both inclusive."""
-    pages.check(limit, offset)
     if status is not None and status not in get_args(Status):
         raise InvalidError([Fault("/status", f"status is {status!r}; it is one of {', '.join(get_args(Status))}.")])
-    filters: Mapping[str, Scalar] = {
-        "status": status,
-        "adapter_id": adapter_id,
-        "client_id": client_id,
-        "campaign_id": campaign_id,
-        "brief_id": brief_id,
-        "collection": collection,
-    }
-    query = Query(
-        equal={name: value for name, value in filters.items() if value is not None},
+    query = pages.query(
+        limit,
+        offset,
+        cursor,
+        equal={
+            "status": status,
+            "adapter_id": adapter_id,
+            "ab_test_id": ab_test_id,
+            "client_id": client_id,
+            "campaign_id": campaign_id,
+            "brief_id": brief_id,
+            "collection": collection,
+        },
         start=pages.moment("start_date", start_date),
         end=pages.moment("end_date", end_date, end=True),
-        after=pages.after(cursor),
-        offset=offset,
-        limit=limit + 1,
     )
-    found = await services.views.find(JOBS, query)
-    return Page(
-        items=[body(services, job) for job in found[:limit]],
-        total=await _total(services, query),
-        limit=limit,
-        offset=offset,
-        next_cursor=pages.cursor(found, limit),
+    return await pages.page_of(
+        services.views, JOBS, query, partial(bodies, services), total=partial(_total, services, query)
     )
 
 
@@ -184,53 +204,58 @@ async def delete_job(services: Injected, job_id: FromPath[str]) -> Response[Dele
     )
 
 
-async def load(services: Services, job_id: str) -> Job:
+ROUTES: Final = (
+    submit_generation,
+    cancel_generation,
+    list_jobs,
+    get_statistics,
+    get_generation,
+    rerun_job,
+    get_job,
+    delete_job,
+)
+
+
+async def shown(services: Services, job_id: str) -> Job:
     """Raises NotFoundError for a deleted job too."""
-    job = (await services.views.get(JOBS, [job_id])).get(job_id)
+    job = await load(services.views, JOBS, job_id)
     if job is None or job.deleted_at:
         raise NotFoundError("job", job_id)
     return job
 
 
-def body(services: Services, job: Job) -> JobBody:
+async def body(services: Services, job: Job) -> JobBody:
+    return (await bodies(services, [job]))[0]
+
+
+async def bodies(services: Services, jobs: Sequence[Job]) -> list[JobBody]:
+    topics = services.journal.log.topics
+    partitions = {name: topic.partitions for name, topic in topics.items()}
+    said = await figures.of_jobs(services.views, jobs, partitions)
+    return [_body(services, job, counts) for job, counts in zip(jobs, said, strict=True)]
+
+
+def _body(services: Services, job: Job, said: Mapping[str, int]) -> JobBody:
     request = job.request
     live = services.feed.progress(job.id, job.attempt) if job.status == "processing" else None
     made = len(job.samples) / len(request.seeds)
-    return JobBody(
-        id=job.id,
-        status=job.status,
-        progress=round(100 * max(made, live.fraction if live else 0.0), 1),
-        stage=live.stage if live else _waiting(services, job),
-        eta_seconds=live.eta_seconds if live else None,
-        sample_ids=[sample.event.sample_id for sample in job.audible],
-        error=job.error,
-        attempt=job.attempt,
-        prompt_id=request.prompt_id,
-        prompt=request.prompt,
-        model_id=request.model_id,
-        adapter_id=request.adapter.id if request.adapter else None,
-        generation_params=JobParams(
-            num_samples=len(request.seeds),
-            duration=request.duration,
-            seeds=request.seeds,
-            temperature=request.sampling.temperature,
-            top_k=request.sampling.top_k,
-            top_p=request.sampling.top_p,
-            guidance_scale=request.sampling.guidance_scale,
+    params = asdict(request.sampling) | asdict(request) | {"num_samples": len(request.seeds)}
+    computed = {
+        "progress": round(100 * max(made, live.fraction if live else 0.0), 1),
+        "stage": live.stage if live else _waiting(services, job),
+        "eta_seconds": live.eta_seconds if live else None,
+        "sample_ids": [sample.event.sample_id for sample in job.audible],
+        "adapter_id": request.adapter.id if request.adapter else None,
+        "generation_params": params,
+        "model_prompt": request.model_prompt or request.prompt,
+        "feedback": FeedbackSummary(
+            count=said.get("count", 0),
+            has_feedback=said.get("count", 0) > 0,
+            mean_rating=figures.mean(said),
+            url=f"/jobs/{job.id}/feedback",
         ),
-        output_format=request.output_format,
-        priority=request.priority,
-        user_id=request.user_id,
-        client_id=request.client_id,
-        campaign_id=request.campaign_id,
-        brief_id=request.brief_id,
-        collection=request.collection,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        completed_at=job.completed_at,
-        suspect=job.suspect,
-        outcomes=list(job.outcomes),
-    )
+    }
+    return convert(asdict(request) | asdict(job) | computed, JobBody, from_attributes=True)
 
 
 def _waiting(services: Services, job: Job) -> str | None:
@@ -239,17 +264,24 @@ def _waiting(services: Services, job: Job) -> str | None:
     return None
 
 
-async def _answer(services: Services, job_id: str) -> Response[JobBody]:
-    job = await load(services, job_id)
-    headers = positions.headers(Position("jobs", job.partition, job.position))
-    return Response(body(services, job), headers=headers)
+async def _job_response(services: Services, job_id: str) -> Response[JobBody]:
+    job = await shown(services, job_id)
+    return Response(await body(services, job), headers=positions.headers(*seen(JOBS, job)))
+
+
+async def _submitted(services: Services, receipt: Receipt, idempotency_key: str | None) -> Response[JobReceipt]:
+    job = None if idempotency_key is None else await load(services.views, JOBS, receipt.id)
+    submitted = job.request if job else next(event for event in receipt.events if isinstance(event, JobSubmitted))
+    return Response(
+        JobReceipt(job_id=receipt.id, status=job.status if job else "queued", warnings=list(submitted.warnings)),
+        status_code=HTTP_202_ACCEPTED,
+        headers={"Location": f"/generate/{receipt.id}", **positions.headers(*receipt.positions)},
+    )
 
 
 async def _settled(services: Services, receipt: Receipt) -> Job | None:
     """The job once it shows the command, None where that takes too long."""
-    if not await positions.visible(services, receipt):
-        return None
-    return (await services.views.get(JOBS, [receipt.id])).get(receipt.id)
+    return await load(services.views, JOBS, receipt.id) if await services.views.show(receipt.positions) else None
 
 
 def _accepted(job: Job | None, receipt: Receipt) -> Job | None:

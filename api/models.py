@@ -1,7 +1,9 @@
+from typing import Final
+
 from litestar import get
 
-from api.pages import Page
-from api.services import Injected
+from api.http.pages import Page
+from api.http.services import Injected
 from domain.models import Model
 
 
@@ -10,3 +12,6 @@ async def list_models(services: Injected) -> Page[Model]:
     """Every supported model with its limits; the active one is what jobs are made with."""
     models = list(services.registry.models)
     return Page(items=models, total=len(models), limit=len(models), offset=0, next_cursor=None)
+
+
+ROUTES: Final = (list_models,)

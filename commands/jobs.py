@@ -1,95 +1,107 @@
-from collections.abc import Sequence
-from hashlib import sha256
-from uuid import NAMESPACE_URL, uuid5
-
-import msgspec
-
-from commands.receipt import Receipt
-from domain import jobs, prompts
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from domain import generation, jobs, prompts
 from domain.errors import Fault, InvalidError, NotFoundError
-from domain.events import Event, PromptCreated
-from domain.generation import GenerationRequest, submission
-from domain.jobs import JOBS, Job
+from domain.events.jobs import AdapterSnapshot, JobSubmitted
+from domain.events.prompts import PromptAttributes, PromptCreated
+from domain.generation import GenerationRequest, Rerun, submission
+from domain.idempotency import digest
+from domain.jobs import JOBS
 from domain.journal import Journal
 from domain.models import Registry
-from domain.ports import Position, Reader
-from domain.prompts import PROMPTS
-
-
-def digest(request: GenerationRequest) -> str:
-    return sha256(msgspec.json.encode(request, order="sorted")).hexdigest()
+from domain.prompts import PROMPTS, Prompt, PromptRequest
 
 
 async def submit(
     journal: Journal,
-    store: Reader,
+    views: Views,
     registry: Registry,
     request: GenerationRequest,
     idempotency_key: str | None,
+    *,
+    owner: str = LOCAL,
 ) -> Receipt:
-    """Raises InvalidError, NotFoundError for a prompt or adapter, and KeyReusedError."""
-    job_id = journal.new_id() if idempotency_key is None else str(uuid5(NAMESPACE_URL, f"job:{idempotency_key}"))
-    if idempotency_key is not None and (job := await _load(store, job_id)):
-        jobs.check_same_request(job, digest(request))
-        return _seen(job)
-    model = registry.usable(request.model_id)
-    prompt = await _prompt(store, request, job_id)
-    if request.adapter_id is not None:
-        raise NotFoundError("adapter", request.adapter_id)
-    submitted = submission(
-        request,
-        job_id=job_id,
-        prompt_id=prompt.prompt_id,
-        text=prompt.text,
-        default_duration=prompt.attributes.duration,
-        model=model,
-        adapter=None,
-        digest=digest(request),
-    )
-    created = [prompt] if request.prompt_id is None else []
-    return await _append(journal, None, [*created, *jobs.submit(None, submitted)])
+    """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt or adapter,
+    KeyReusedError, and ConflictError when the key's job was deleted.
+    """
+    job_id, request_digest = identify(journal, "job", owner, idempotency_key), digest(request)
+    prompt_id = request.prompt_id or prompts.own_id(job_id)
+    job = None if idempotency_key is None else await load(views, JOBS, job_id)
+    is_new = idempotency_key is None and request.prompt_id is None
+    prompt = None if is_new else await load(views, PROMPTS, prompt_id)
+
+    def submitted() -> JobSubmitted:
+        _check(request, prompt)
+        return submission(
+            request,
+            job_id=job_id,
+            prompt_id=prompt_id,
+            text=prompt.text if prompt else request.prompt or "",
+            attributes=prompt.attributes if prompt else PromptAttributes(),
+            registry=registry,
+            adapter=adapter(request.adapter_id),
+            digest=request_digest,
+        )
+
+    events = jobs.submit(job, request_digest, submitted)
+    created = _created(request, prompt, prompt_id)
+    receipt = await append(journal, views, job_id, [*created, *events], seen(JOBS, job))
+    if idempotency_key is not None:
+        # Another request under the same key may have landed first.
+        await read_back(views, receipt.positions)
+        jobs.submit(await load(views, JOBS, job_id), request_digest, submitted)
+    return receipt
 
 
-async def cancel(journal: Journal, store: Reader, job_id: str) -> Receipt:
-    job = await _load(store, job_id)
-    return await _append(journal, job, jobs.cancel(job, job_id))
+async def rerun(
+    journal: Journal,
+    views: Views,
+    registry: Registry,
+    job_id: str,
+    changes: Rerun,
+    *,
+    idempotency_key: str | None,
+    owner: str = LOCAL,
+) -> Receipt:
+    """Submits the job's request with the changes. Raises as `submit` does, and NotFoundError for a deleted job."""
+    job = await load(views, JOBS, job_id)
+    if job is None or job.deleted_at:
+        raise NotFoundError("job", job_id)
+    request = generation.rerun(job.request, changes)
+    return await submit(journal, views, registry, request, idempotency_key, owner=owner)
 
 
-async def delete(journal: Journal, store: Reader, job_id: str) -> Receipt:
-    job = await _load(store, job_id)
-    return await _append(journal, job, jobs.delete(job, job_id))
+async def cancel(journal: Journal, views: Views, job_id: str) -> Receipt:
+    return await transact(journal, views, JOBS, job_id, lambda job: jobs.cancel(job, job_id))
 
 
-async def _prompt(store: Reader, request: GenerationRequest, job_id: str) -> PromptCreated:
-    """The event that created the prompt asked for, or that will create it."""
+async def delete(journal: Journal, views: Views, job_id: str) -> Receipt:
+    return await transact(journal, views, JOBS, job_id, lambda job: jobs.delete(job, job_id))
+
+
+def adapter(adapter_id: str | None) -> AdapterSnapshot | None:
+    """The adapter as it is now; None is the base model. Raises NotFoundError: none can be registered yet."""
+    if adapter_id is not None:
+        raise NotFoundError("adapter", adapter_id)
+    return None
+
+
+def _check(request: GenerationRequest, prompt: Prompt | None) -> None:
+    """Raises InvalidError or NotFoundError for what a job cannot be made of, whatever the model."""
     match request:
         case GenerationRequest(prompt_id=str(prompt_id), prompt=None):
-            if prompt := (await store.get(PROMPTS, [prompt_id])).get(prompt_id):
-                return PromptCreated(
-                    prompt_id=prompt.id, text=prompt.text, attributes=prompt.attributes, user_id=prompt.user_id
-                )
-            raise NotFoundError("prompt", prompt_id)
+            if prompt is None:
+                raise NotFoundError("prompt", prompt_id)
         case GenerationRequest(prompt_id=None, prompt=str(text)):
             if faults := prompts.text_faults(text, "/prompt"):
                 raise InvalidError(faults)
-            prompt_id = str(uuid5(NAMESPACE_URL, f"prompt of job:{job_id}"))
-            return PromptCreated(prompt_id=prompt_id, text=text, user_id=request.user_id)
-    raise InvalidError(
-        [Fault("/prompt", "Give either prompt_id or prompt: a stored prompt, or the text of a new one.")]
-    )
+        case _:
+            raise InvalidError(
+                [Fault("/prompt", "Give either prompt_id or prompt: a stored prompt, or the text of a new one.")]
+            )
 
 
-async def _load(store: Reader, job_id: str) -> Job | None:
-    return (await store.get(JOBS, [job_id])).get(job_id)
-
-
-async def _append(journal: Journal, job: Job | None, events: Sequence[Event]) -> Receipt:
-    if job and not events:
-        return _seen(job)
-    event_id = journal.new_id()
-    positions = await journal.append(*events, event_id=event_id)
-    return Receipt(events[-1].key, tuple(positions), event_id)
-
-
-def _seen(job: Job) -> Receipt:
-    return Receipt(job.id, (Position("jobs", job.partition, job.position),))
+def _created(request: GenerationRequest, prompt: Prompt | None, prompt_id: str) -> list[PromptCreated]:
+    """The prompt that comes with the request, unless it is there already."""
+    if request.prompt is None:
+        return []
+    return prompts.create(prompt, prompt_id, PromptRequest(text=request.prompt, user_id=request.user_id))

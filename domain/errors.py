@@ -25,8 +25,10 @@ class InvalidError(Text2SongError):
 
 
 class NotFoundError(Text2SongError):
-    def __init__(self, kind: str, key: str) -> None:
-        super().__init__(f"There is no {kind} {key!r}.")
+    def __init__(self, kind: str, key: str, *others: str) -> None:
+        """`others` are the rest of what was asked for and is not there."""
+        *first, last = map(repr, (key, *others))
+        super().__init__(f"There is no {kind} {', '.join(first)}{' or ' if first else ''}{last}.")
         self.kind = kind
         self.key = key
 
@@ -37,6 +39,10 @@ class ConflictError(Text2SongError):
 
 class KeyReusedError(Text2SongError):
     """One idempotency key was sent with two different requests."""
+
+
+class DamagedError(Text2SongError):
+    """What is stored is not what was stored, and nobody can get it as it was."""
 
 
 class UnavailableError(Text2SongError):
@@ -53,3 +59,8 @@ class TooLargeError(Text2SongError):
 
 class UnknownVersionError(Text2SongError):
     """An event of a known type in a version this reader does not know; reading on would fold it wrongly."""
+
+
+def plain(number: float) -> str:
+    """The number in full, so that no limit and no value beyond it read alike: 10, 0.5, 10.0000001."""
+    return repr(number).removesuffix(".0")

@@ -1,22 +1,20 @@
 """What may be asked of a model, and how a request becomes a submission that a worker can carry out alone."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Any, Final
 from zlib import crc32
 
-from msgspec import Struct
+from msgspec import UNSET, Meta, Struct, UnsetType, convert
+from msgspec.structs import asdict
 
-from domain.errors import Fault, InvalidError
-from domain.events import AdapterSnapshot, Format, JobSubmitted, Sampling
-from domain.models import MIN_DURATION, Model
+from domain.errors import Fault, InvalidError, plain
+from domain.events import MAX_LABEL
+from domain.events.jobs import LABELS, MAX_SAMPLES, RANGES, SEEDS, AdapterSnapshot, Format, JobSubmitted, Sampling
+from domain.events.prompts import PromptAttributes
+from domain.models import MIN_DURATION, Model, Registry
+from domain.reading import wording
 
-MAX_SAMPLES: Final = 16
-MAX_LABEL: Final = 200
-SEEDS: Final = 2**32
 DEFAULT_DURATION: Final = 8.0
-RANGES: Final = {"temperature": (0.0, 5.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "guidance_scale": (1.0, 20.0)}
-PRIORITIES: Final = (0, 9)
-LABELS: Final = ("user_id", "client_id", "campaign_id", "brief_id", "collection")
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -28,7 +26,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     prompt_id: str | None = None
-    prompt: str | None = None
+    prompt: Annotated[str | None, Meta(examples=["slow blues, brushed drums"])] = None
     model_id: str | None = None
     num_samples: int | None = None
     duration: float | None = None
@@ -48,59 +46,105 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     collection: str | None = None
 
 
+class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a job that is made again; fields left out stay as they were, null takes the default.
+
+    The seeds are new ones unless `seed` or `seeds` gives them, or `same_seeds` keeps the first `num_samples` of them.
+    """
+
+    same_seeds: bool = False
+    prompt_id: str | UnsetType | None = UNSET
+    prompt: Annotated[str | UnsetType | None, Meta(examples=["slow blues, brushed drums"])] = UNSET
+    model_id: str | UnsetType | None = UNSET
+    num_samples: int | UnsetType | None = UNSET
+    duration: float | UnsetType | None = UNSET
+    adapter_id: str | UnsetType | None = UNSET
+    seed: int | UnsetType | None = UNSET
+    seeds: list[int] | UnsetType | None = UNSET
+    temperature: float | UnsetType = UNSET
+    top_k: int | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
+    guidance_scale: float | UnsetType = UNSET
+    output_format: Format | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    user_id: str | UnsetType | None = UNSET
+    client_id: str | UnsetType | None = UNSET
+    campaign_id: str | UnsetType | None = UNSET
+    brief_id: str | UnsetType | None = UNSET
+    collection: str | UnsetType | None = UNSET
+
+
+def rerun(job: JobSubmitted, changes: Rerun) -> GenerationRequest:
+    """The job's own request with the changes laid over it. Raises InvalidError for seeds that are given and kept."""
+    changed = {name: value for name, value in asdict(changes).items() if value is not UNSET}
+    kept = {name: getattr(job, name) for name in ("prompt_id", "model_id", "duration", "output_format", "priority")}
+    kept |= {name: getattr(job, name) for name in ("user_id", *LABELS)} | asdict(job.sampling)
+    kept |= {"num_samples": len(job.seeds), "adapter_id": job.adapter.id if job.adapter else None}
+    if changed.get("prompt") is not None:
+        del kept["prompt_id"]
+    if changed.pop("same_seeds"):
+        if given := {"seed", "seeds"} & changed.keys():
+            name = min(given)
+            raise InvalidError([Fault(f"/{name}", f"same_seeds keeps the job's seeds; give it or {name}, not both.")])
+        kept["seeds"] = job.seeds[: changed.get("num_samples")]
+    elif changed.get("seeds") is not None:
+        del kept["num_samples"]
+    return GenerationRequest(**kept | changed)
+
+
 def submission(
     request: GenerationRequest,
     *,
     job_id: str,
     prompt_id: str,
     text: str,
-    default_duration: float | None,
-    model: Model,
+    attributes: PromptAttributes,
+    registry: Registry,
     adapter: AdapterSnapshot | None,
     digest: str | None,
 ) -> JobSubmitted:
     """Raises InvalidError naming every value out of bounds and its bound."""
-    wanted = default_duration if request.duration is None else request.duration
+    model = registry.usable(request.model_id)
+    wanted = attributes.duration if request.duration is None else request.duration
     duration = min(DEFAULT_DURATION, model.max_duration) if wanted is None else wanted
-    faults = [*_faults(request, model, duration)]
-    if adapter is not None and adapter.base_model != model.id:
-        faults.append(Fault("/adapter_id", f"Adapter requires {adapter.base_model} but current model is {model.id}"))
+    faults = [*bound_faults(request, model, duration), *adapter_faults(adapter, model, "/adapter_id")]
     if faults:
         raise InvalidError(faults)
     count = request.num_samples or len(request.seeds or [0])
     first = crc32(job_id.encode()) if request.seed is None else request.seed
-    return JobSubmitted(
-        job_id=job_id,
-        prompt_id=prompt_id,
-        prompt=text,
-        model_id=model.id,
-        model_revision=model.revision,
-        seeds=request.seeds or [(first + index) % SEEDS for index in range(count)],
-        duration=duration,
-        sampling=Sampling(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            guidance_scale=request.guidance_scale,
-        ),
-        adapter=adapter,
-        output_format=request.output_format,
-        priority=request.priority,
-        user_id=request.user_id,
-        client_id=request.client_id,
-        campaign_id=request.campaign_id,
-        brief_id=request.brief_id,
-        collection=request.collection,
-        request_digest=digest,
-    )
+    decided = {
+        "job_id": job_id,
+        "prompt_id": prompt_id,
+        "prompt": text,
+        **worded(text, attributes, model, registry),
+        "model_id": model.id,
+        "model_revision": model.revision,
+        "seeds": request.seeds or [(first + index) % SEEDS for index in range(count)],
+        "duration": duration,
+        "sampling": convert(request, Sampling, from_attributes=True),
+        "adapter": adapter,
+        "request_digest": digest,
+    }
+    return convert(asdict(request) | decided, JobSubmitted, from_attributes=True)
 
 
-def _faults(request: GenerationRequest, model: Model, duration: float) -> Iterator[Fault]:
+def worded(text: str, attributes: PromptAttributes, model: Model, registry: Registry) -> dict[str, Any]:
+    """`model_prompt` and `warnings` of a prompt, as in JobSubmitted."""
+    words = wording(text, attributes)
+    return {"model_prompt": None if words == text else words, "warnings": tuple(registry.warnings(model, words))}
+
+
+def adapter_faults(adapter: AdapterSnapshot | None, model: Model, pointer: str) -> Iterator[Fault]:
+    if adapter is not None and adapter.base_model != model.id:
+        yield Fault(pointer, f"Adapter requires {adapter.base_model} but current model is {model.id}")
+
+
+def bound_faults(request: GenerationRequest, model: Model, duration: float) -> Iterator[Fault]:
     if not MIN_DURATION <= duration <= model.max_duration:
         yield Fault(
             "/duration",
-            f"The requested duration is {duration:g} s; {model.id} makes from {MIN_DURATION:g} s "
-            f"to {model.max_duration:g} s.",
+            f"The requested duration is {plain(duration)} s; {model.id} makes from {plain(MIN_DURATION)} s "
+            f"to {plain(model.max_duration)} s.",
         )
     if request.num_samples is not None and not 1 <= request.num_samples <= MAX_SAMPLES:
         yield Fault("/num_samples", f"num_samples is {request.num_samples:,}; ask for 1 to {MAX_SAMPLES}.")
@@ -108,13 +152,13 @@ def _faults(request: GenerationRequest, model: Model, duration: float) -> Iterat
         yield from _seed_faults(request, request.seeds)
     if request.seed is not None and not 0 <= request.seed < SEEDS:
         yield Fault("/seed", f"seed is {request.seed}; a seed is from 0 to {SEEDS - 1}.")
-    for name, (low, high) in {**RANGES, "priority": PRIORITIES}.items():
+    for name, (low, high) in RANGES.items():
         value = getattr(request, name)
         if not low <= value <= high:
-            yield Fault(f"/{name}", f"{name} is {value}; it must be from {low:g} to {high:g}.")
+            yield Fault(f"/{name}", f"{name} is {plain(value)}; it must be from {plain(low)} to {plain(high)}.")
     if request.top_p == 0:
         yield Fault("/top_p", "top_p is 0, which would leave no token to draw; 1 keeps all of them.")
-    for name in LABELS:
+    for name in ("user_id", *LABELS):
         label = getattr(request, name)
         if label is not None and not 1 <= len(label) <= MAX_LABEL:
             yield Fault(f"/{name}", f"{name} has {len(label):,} characters; it must have 1 to {MAX_LABEL}.")

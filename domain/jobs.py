@@ -4,17 +4,22 @@
       ▲            │  └─────▶ failed                   queued, processing ──▶ cancelling ──▶ cancelled
       └── attempt failed                       delete: the same, and `deleted_at` is set
 
+Once a job has ended its audio may be purged: that of a deleted one is at once.
+
 Events on the log are proposals. `evolve` takes the first valid one in partition order and refuses the others with a
 reason that stays on the job, so that every reader sees the same job and the API can say what became of a request.
 """
 
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
-from domain.events import (
+from domain.events import Recorded
+from domain.events.jobs import (
+    LABELS,
     JobAttemptFailed,
     JobCancelled,
     JobCancelRequested,
@@ -22,28 +27,18 @@ from domain.events import (
     JobDeleted,
     JobEvent,
     JobFailed,
+    JobPurged,
     JobStarted,
     JobSubmitted,
-    Recorded,
     SampleGenerated,
-    Undecodable,
-    UnknownEvent,
 )
+from domain.outcomes import Outcome, judge
 from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "cancelling", "cancelled"]
 OPEN: Final = frozenset({"queued", "processing", "cancelling"})
 MAX_FAILURES: Final = 3
 MAX_LOST: Final = 5
-OUTCOMES: Final = 8
-
-
-class Outcome(Struct, frozen=True):
-    """What the fold made of one event; `reason` None means that it holds."""
-
-    event_id: str
-    type: str
-    reason: str | None = None
 
 
 class Sample(Struct, frozen=True):
@@ -76,6 +71,7 @@ class Job(Struct, frozen=True, kw_only=True):
     started_at: str | None = None
     completed_at: str | None = None
     deleted_at: str | None = None
+    purged_at: str | None = None
     silenced: int | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
@@ -85,6 +81,14 @@ class Job(Struct, frozen=True, kw_only=True):
         return self.status in OPEN
 
     @property
+    def is_running(self) -> bool:
+        return self.status == "processing"
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.status == "cancelling"
+
+    @property
     def missing(self) -> list[int]:
         """The indexes of the samples still to be made."""
         made = {sample.event.index for sample in self.samples}
@@ -92,12 +96,17 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def audible(self) -> tuple[Sample, ...]:
-        """The samples a listener may have: none of a deleted or cancelled job."""
+        """The samples a listener may have: none of a deleted, cancelled or purged job."""
         return () if self.is_silent else self.samples
 
     @property
     def is_silent(self) -> bool:
-        return self.deleted_at is not None or self.status in {"cancelling", "cancelled"}
+        return bool(self.deleted_at or self.purged_at) or self.status in {"cancelling", "cancelled"}
+
+    @property
+    def awaits_purge(self) -> bool:
+        """Whether it was deleted with audio that is still stored; that of a cancelled job is gone already."""
+        return bool(self.deleted_at and self.samples and not self.purged_at) and self.status in {"completed", "failed"}
 
     def outcome(self, event_id: str) -> Outcome | None:
         return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
@@ -110,27 +119,43 @@ JOBS: Final = View(
         "status": job.status,
         "open": job.is_open,
         "adapter_id": job.request.adapter.id if job.request.adapter else None,
-        "client_id": job.request.client_id,
-        "campaign_id": job.request.campaign_id,
-        "brief_id": job.request.brief_id,
-        "collection": job.request.collection,
+        "ab_test_id": job.request.ab_test_id,
+        "ab_open": job.request.ab_test_id if job.is_open else None,
+        **{label: getattr(job.request, label) for label in LABELS},
         "hidden": job.deleted_at is not None,
     },
-    filters=("status", "open", "adapter_id", "client_id", "campaign_id", "brief_id", "collection"),
+    filters=("status", "open", "adapter_id", "ab_test_id", "ab_open", *LABELS),
 )
 
 
-def submit(job: Job | None, submission: JobSubmitted) -> list[JobEvent]:
-    """Raises KeyReusedError when the id was used for another request."""
+def folder(job_id: str) -> str:
+    """Where a job's masters lie among the objects."""
+    return f"samples/{job_id}"
+
+
+def renditions(job_id: str) -> str:
+    """Where other formats of them lie, which can be made again."""
+    return f"renditions/{job_id}"
+
+
+def waveform(master: str) -> str:
+    """Where the peaks of a master lie."""
+    return f"{master.removesuffix('flac')}json"
+
+
+def submit(job: Job | None, request_digest: str | None, submission: Callable[[], JobSubmitted]) -> list[JobEvent]:
+    """A repeated request submits nothing, whatever has become of the models and limits that the first was held to.
+
+    `submission` is called for a new job alone. Raises KeyReusedError when the id was used for another request, and
+    ConflictError when the job was deleted.
+    """
     if job is None:
-        return [submission]
-    check_same_request(job, submission.request_digest)
-    return []
-
-
-def check_same_request(job: Job, digest: str | None) -> None:
-    if job.request.request_digest != digest:
+        return [submission()]
+    if job.request.request_digest != request_digest:
         raise KeyReusedError("This Idempotency-Key was sent before with another request; use a new key for a new one.")
+    if job.deleted_at:
+        raise ConflictError(f"Job {job.id} of this Idempotency-Key was deleted; use a new key for a new job.")
+    return []
 
 
 def cancel(job: Job | None, job_id: str) -> list[JobEvent]:
@@ -154,11 +179,9 @@ def start(job: Job, worker_id: str) -> JobStarted:
     return JobStarted(job_id=job.id, attempt=job.attempt + 1, worker_id=worker_id)
 
 
-def release(job: Job, now: str) -> JobAttemptFailed:
-    """Hands a job back unharmed, for a worker that is told to stop."""
-    return JobAttemptFailed(
-        job_id=job.id, attempt=job.attempt, error="The worker was stopped.", retry_at=now, released=True
-    )
+def release(job: Job, now: str, why: str) -> JobAttemptFailed:
+    """Hands a job back unharmed."""
+    return JobAttemptFailed(job_id=job.id, attempt=job.attempt, error=why, retry_at=now, released=True)
 
 
 def report_failure(job: Job, error: str, retry_at: str | None) -> JobAttemptFailed | JobFailed:
@@ -172,23 +195,10 @@ def report_failure(job: Job, error: str, retry_at: str | None) -> JobAttemptFail
 
 def evolve(job: Job | None, recorded: Recorded) -> Job | None:
     """Total: whatever the log holds, in whatever order, it never raises."""
-    position = recorded.position
     if job is None:
         return _submitted(recorded.event, recorded) if isinstance(recorded.event, JobSubmitted) else None
-    if position.offset <= job.position:
-        return job
-    job = replace(job, position=position.offset)
-    if isinstance(recorded.event, UnknownEvent) or job.outcome(recorded.id):
-        return job
-    result = _apply(job, recorded)
-    reason = result if isinstance(result, str) else None
-    changed = job if isinstance(result, str) else result
-    if isinstance(recorded.event, Undecodable):
-        changed, reason = replace(job, suspect=True), recorded.event.error
-    if changed.is_silent and job.silenced is None:
-        changed = replace(changed, silenced=position.offset)
-    outcome = Outcome(recorded.id, recorded.type, reason)
-    return replace(changed, outcomes=(*changed.outcomes, outcome)[-OUTCOMES:])
+    job = judge(job, recorded, _apply)
+    return replace(job, silenced=job.position) if job.is_silent and job.silenced is None else job
 
 
 def _submitted(event: JobSubmitted, recorded: Recorded) -> Job:
@@ -229,6 +239,8 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
                 return refusal
             if event.index not in job.missing:
                 return f"sample {event.index} is not one of those missing"
+            if not event.storage_path.startswith(f"{folder(job.id)}/"):
+                return "its audio is in another job's folder"
             samples = sorted(
                 (*job.samples, Sample(event, now, recorded.position.offset)), key=lambda sample: sample.event.index
             )
@@ -242,9 +254,8 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
         case JobAttemptFailed(attempt=attempt, error=error, retry_at=retry_at, released=released):
             if refusal := _not_running(job, attempt):
                 return refusal
-            failures = job.failures if released else job.failures + 1
-            retry = None if released else retry_at
-            return replace(job, status="queued", failures=failures, lost=0, error=error, retry_at=retry)
+            job = replace(job, status="queued", error=error, retry_at=None)
+            return job if released else replace(job, failures=job.failures + 1, lost=0, retry_at=retry_at)
         case JobFailed(attempt=attempt, error=error):
             if refusal := _not_running(job, attempt):
                 return refusal
@@ -257,6 +268,10 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
             return job if job.status == "cancelled" else f"the job is {job.status}"
         case JobDeleted():
             return job if job.deleted_at else replace(_stopped(job, now), deleted_at=now)
+        case JobPurged():
+            if job.is_open:
+                return f"the job is {job.status}"
+            return "its audio was purged before" if job.purged_at else replace(job, purged_at=now)
         case JobSubmitted():
             return "the job was submitted before"
         case _:

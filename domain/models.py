@@ -7,6 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from domain.errors import Fault, InvalidError
+from domain.reading import Reader, warnings
 
 MIN_DURATION: Final = 0.5
 
@@ -82,9 +83,10 @@ KNOWN: Final = (
 
 
 class Registry:
-    """The known models, one of which is active: the one that workers have loaded."""
+    """The known models, one of which is active: the one that workers have loaded, whose prompts `reader` reads."""
 
-    def __init__(self, active: Model, known: Sequence[Model] = KNOWN) -> None:
+    def __init__(self, active: Model, known: Sequence[Model] = KNOWN, reader: Reader | None = None) -> None:
+        self._reader = reader
         self.active = replace(active, is_active=True)
         self.models = (self.active, *(model for model in known if model.id != active.id))
 
@@ -101,6 +103,12 @@ class Registry:
             names = ", ".join(model.id for model in self.models)
             detail = f"Model {model_id} is unknown; the active model is {self.active.id}, the known ones are {names}."
         raise InvalidError([Fault("/model_id", detail)])
+
+    def warnings(self, model: Model, prompt: str) -> list[str]:
+        """What the model does not read of a prompt, as far as that is known here."""
+        if self._reader is None or model.id != self.active.id:
+            return []
+        return warnings(model.id, self._reader(prompt))
 
     def notice(self, model_id: str) -> str | None:
         """What a listener must be told before hearing this model."""

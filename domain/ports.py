@@ -11,10 +11,14 @@ TopicPartition: TypeAlias = tuple[str, int]
 
 # The key of records that mean nothing and move a compacted topic on; no text encodes to it.
 TICK: Final = b"\xff"
+# Objects below it are for the studio's own processes: no route serves them, and other users cannot read their files.
+SECRETS: Final = "secrets/"
 
 
 class Topic(Struct, frozen=True):
-    """`retention_seconds` None keeps records forever.
+    """`partitions` is how many Kafka has; a log in a file has one. It cannot change once there are records.
+
+    `retention_seconds` None keeps records forever.
 
     `compacted` lets a tombstone erase its key's records; a later value of the key may do so too.
     """
@@ -52,12 +56,16 @@ def after(positions: Iterable[Position]) -> dict[TopicPartition, int]:
 
 
 class Message(Struct, frozen=True):
-    """A record before it has a place. `value` None is a tombstone: it erases the key's earlier records."""
+    """A record before it has a place. `value` None is a tombstone: it erases the key's earlier records.
+
+    Records of one `partition_key`, by default the key, stand on one partition. A key's records all need the same one.
+    """
 
     topic: str
     key: str
     value: bytes | None
     headers: Mapping[str, str]
+    partition_key: str | None = None
 
 
 class Record(Struct, frozen=True):
@@ -72,6 +80,20 @@ class Record(Struct, frozen=True):
     ) -> Self:
         """As Kafka holds it. Bytes that are no UTF-8 are escaped: strangers wrote them, and no event has them."""
         return cls(position, _text(key), value, {name: _text(content) for name, content in headers})
+
+
+R = TypeVar("R")
+
+
+class Batch(Struct, Generic[R], frozen=True):
+    """What a follower of the log reads at once, as records or as what has been made of them.
+
+    `reached` has the offset to go on from for each partition that was read on: behind the records, and behind offsets
+    that hold none, such as those of erased records. A batch may consist of such offsets alone.
+    """
+
+    records: Sequence[R]
+    reached: Mapping[TopicPartition, int]
 
 
 def _text(content: bytes | None) -> str:
@@ -94,8 +116,11 @@ class EventLog(Protocol):
     async def read(self, topic: str, partition: int, offset: int, limit: int = 500) -> list[Record]:
         """Up to `limit` records from the first at or after `offset`; empty at the end."""
 
-    def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[list[Record]]:
-        """Batches from the given offsets on, without end; reconnects by itself, without gap or repeat."""
+    def follow(self, start: Mapping[TopicPartition, int]) -> AsyncIterator[Batch[Record]]:
+        """Batches from the given offsets on, without end; reconnects by itself, without gap or repeat.
+
+        Whatever `ends` says is reached, whether or not there is a record before it.
+        """
 
     async def ends(self, topic: str) -> dict[int, int]:
         """The offset the next record of each partition will get."""
@@ -104,7 +129,7 @@ class EventLog(Protocol):
 
 
 class Document(Protocol):
-    """What a view holds: a fold of the log, saved under the offset up to which it was folded."""
+    """What a view holds: a fold of one partition's records, saved under the offset up to which it was folded."""
 
     @property
     def id(self) -> str: ...
@@ -123,21 +148,46 @@ class View(Struct, Generic[D], frozen=True):
 
     `fields` computes the values a query may compare; each name in `filters` gets an index that serves lists filtered
     by it. A document whose field `hidden` is true is kept and listed only when asked for.
+
+    A filter of `several` has a tuple of different values, none of them None; a query for any of them finds the
+    document.
+
+    One that is not `is_folded` holds what processes remember, not what the log says: no rebuild touches it.
     """
 
     name: str
     document: type[D]
-    fields: Callable[[D], Mapping[str, Scalar]] = lambda _: {}
+    fields: Callable[[D], Mapping[str, Scalar | tuple[Scalar, ...]]] = lambda _: {}
     filters: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
+    is_folded: bool = True
+
+
+class Erasure(Struct, frozen=True):
+    """Nothing is to be left of a document but that it was erased at this offset of its partition."""
+
+    view: View[Any]
+    id: str
+    position: int
+
+
+class Changes(Struct, frozen=True):
+    """What a batch of records makes of the views, in the order to be written."""
+
+    saved: Sequence[tuple[View[Any], Document]] = ()
+    erased: Sequence[Erasure] = ()
 
 
 class Query(Struct, frozen=True, kw_only=True):
     """`start` and `end` bound `created_at`, both inclusive; `after` is the `(created_at, id)` of the last item seen.
 
+    `among` asks for any of a few values of a filter, one that `equal` does not name and that has not several values;
+    alone it is as fast as `equal`.
     `hidden` True asks for the hidden documents instead of the others.
     """
 
     equal: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
+    among: Mapping[str, Sequence[Scalar]] = msgspec.field(default_factory=dict)
     start: str | None = None
     end: str | None = None
     hidden: bool = False
@@ -162,11 +212,15 @@ class ReadStore(Reader, Protocol):
     """Documents that can be thrown away and folded again from the log."""
 
     async def save(
-        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+        self,
+        documents: Sequence[tuple[View[Any], Document]],
+        watermarks: Mapping[TopicPartition, int],
+        erased: Sequence[Erasure] = (),
     ) -> None:
-        """Writes each document unless a newer position is stored, then the watermarks.
+        """Writes each document, then erases, both unless a newer position is stored, then writes the watermarks.
 
-        The order given is the order written, or all is written at once.
+        The order given is the order written, or all is written at once. An erased document may come again, at a newer
+        position.
         """
 
     async def watermarks(self) -> dict[TopicPartition, int]:
@@ -206,7 +260,7 @@ class RebuildableStore(ReadStore, Protocol):
 
 
 def check_key(key: str) -> list[str]:
-    """The segments of an object's key. Raises ValueError for what is none, in any store."""
+    """The segments of an object's key. Raises ValueError for a key that some store could not hold."""
     if len(key.encode()) > 1024 or "\0" in key or "\\" in key:
         raise ValueError(f"{key!r} is no object key: at most 1024 bytes, without NUL and backslash.")
     segments = key.split("/")
@@ -225,7 +279,7 @@ class ObjectInfo(Struct, frozen=True):
 
 
 class ObjectStore(Protocol):
-    """Whole files under keys such as `samples/{job}/{attempt}/{index}.flac`.
+    """Whole files under keys such as `samples/{job}/{attempt}/{claim}/{index}.flac`.
 
     Keys are relative, `/`-separated, and never climb: any other raises ValueError.
     """

@@ -1,26 +1,33 @@
 """Prompts: what somebody wants to hear."""
 
+import re
+import unicodedata
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Final
+from uuid import NAMESPACE_URL, uuid5
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import Meta, Struct, convert
 from msgspec.structs import replace
 
-from domain.errors import Fault, InvalidError, KeyReusedError
-from domain.events import PromptAttributes, PromptCreated, Recorded
+from domain.errors import Fault, InvalidError, KeyReusedError, plain
+from domain.events import MAX_LABEL, Recorded
+from domain.events.prompts import MAX_INSTRUMENTS, MAX_SECONDS, MAX_TEXT, PromptAttributes, PromptCreated
 from domain.ports import View
 
-MAX_TEXT: Final = 4000
-MAX_ATTRIBUTE: Final = 200
-MAX_INSTRUMENTS: Final = 50
+CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+BLANKS: Final = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs without ink
 
 
-class AttributesRequest(PromptAttributes, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request is held to the names there are; an event may have got new ones since."""
+class AttributesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    style: str | None = None
+    tempo: str | None = None
+    instrumentation: tuple[str, ...] = ()
+    mood: str | None = None
+    duration: float | None = None
 
 
 class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    text: str
+    text: Annotated[str, Meta(examples=["slow blues, brushed drums"])]
     attributes: AttributesRequest = AttributesRequest()
     user_id: str | None = None
 
@@ -31,34 +38,47 @@ class Prompt(Struct, frozen=True, kw_only=True):
     attributes: PromptAttributes
     user_id: str | None
     created_at: str
+    partition: int
     position: int
 
 
 PROMPTS: Final = View("prompts", Prompt)
 
 
+def own_id(job_id: str) -> str:
+    """The id of the prompt that came with a job, as its text."""
+    return str(uuid5(NAMESPACE_URL, f"prompt of job:{job_id}"))
+
+
 def text_faults(text: str, pointer: str) -> list[Fault]:
-    if not text.strip():
+    if not any(is_visible(character) for character in text):
         return [Fault(pointer, "The prompt is empty; say what you want to hear.")]
+    if (found := CONTROL.search(text)) is not None:
+        detail = (
+            f"Character {found.start() + 1:,} of the prompt is U+{ord(found[0]):04X}, which is no text; take it out."
+        )
+        return [Fault(pointer, detail)]
     if len(text) > MAX_TEXT:
         return [Fault(pointer, f"The prompt has {len(text):,} characters; the limit is {MAX_TEXT:,}.")]
     return []
+
+
+def is_visible(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LNPSM" and character not in BLANKS
 
 
 def create(prompt: Prompt | None, prompt_id: str, request: PromptRequest) -> list[PromptCreated]:
     """Raises InvalidError for a text or attribute out of bounds, and KeyReusedError when the id is another prompt's."""
     if faults := [*text_faults(request.text, "/text"), *_attribute_faults(request)]:
         raise InvalidError(faults)
+    attributes = convert(request.attributes, PromptAttributes, from_attributes=True)
     if prompt is not None:
-        check_same_request(prompt, request)
+        if (prompt.text, prompt.attributes, prompt.user_id) != (request.text, attributes, request.user_id):
+            raise KeyReusedError(
+                "This Idempotency-Key was sent before with another prompt; use a new key for a new one."
+            )
         return []
-    attributes = _attributes(request)
     return [PromptCreated(prompt_id=prompt_id, text=request.text, attributes=attributes, user_id=request.user_id)]
-
-
-def check_same_request(prompt: Prompt, request: PromptRequest) -> None:
-    if (prompt.text, prompt.attributes, prompt.user_id) != (request.text, _attributes(request), request.user_id):
-        raise KeyReusedError("This Idempotency-Key was sent before with another prompt; use a new key for a new one.")
 
 
 def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
@@ -70,6 +90,7 @@ def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
                 attributes=event.attributes,
                 user_id=event.user_id,
                 created_at=recorded.time,
+                partition=recorded.position.partition,
                 position=recorded.position.offset,
             )
     if prompt is None or recorded.position.offset <= prompt.position:
@@ -77,19 +98,18 @@ def evolve(prompt: Prompt | None, recorded: Recorded) -> Prompt | None:
     return replace(prompt, position=recorded.position.offset)
 
 
-def _attributes(request: PromptRequest) -> PromptAttributes:
-    return convert(to_builtins(request.attributes), PromptAttributes)
-
-
 def _attribute_faults(request: PromptRequest) -> Iterator[Fault]:
     attributes = request.attributes
-    if attributes.duration is not None and not attributes.duration > 0:
-        yield Fault("/attributes/duration", f"The duration must be over 0 s; got {attributes.duration:g} s.")
+    if attributes.duration is not None and not 0 < attributes.duration <= MAX_SECONDS:
+        detail = (
+            f"The duration is {plain(attributes.duration)} s; it must be over 0 s and at most {plain(MAX_SECONDS)} s."
+        )
+        yield Fault("/attributes/duration", detail)
     if len(attributes.instrumentation) > MAX_INSTRUMENTS:
         detail = f"instrumentation has {len(attributes.instrumentation):,} entries; the limit is {MAX_INSTRUMENTS}."
         yield Fault("/attributes/instrumentation", detail)
     words = {f"attributes/{name}": getattr(attributes, name) for name in ("style", "tempo", "mood")}
     words |= {f"attributes/instrumentation/{at}": name for at, name in enumerate(attributes.instrumentation)}
     for path, word in {**words, "user_id": request.user_id}.items():
-        if len(word or "") > MAX_ATTRIBUTE:
-            yield Fault(f"/{path}", f"{path} has {len(word):,} characters; the limit is {MAX_ATTRIBUTE:,}.")
+        if len(word or "") > MAX_LABEL:
+            yield Fault(f"/{path}", f"{path} has {len(word):,} characters; the limit is {MAX_LABEL:,}.")

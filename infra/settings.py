@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -13,6 +13,7 @@ from domain.errors import Fault, InvalidError
 
 PREFIX: Final = "TEXT2SONG_"
 FILE: Final = "text2song.toml"
+PATHS: Final = ("data", "model", "kafka_ca")
 HIDDEN: Final = "********"
 # From the first colon behind the scheme to the last @: a password may hold each of the characters that end one.
 PASSWORD: Final = re.compile(r"^([^:/]*:/+)?+([^:]*):.*@", re.DOTALL)
@@ -30,6 +31,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     host: Annotated[Text, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    allowed_hosts: Annotated[
+        Text | None, Meta(description="further hosts to answer to, with commas between; * answers to all")
+    ] = None
     data: Annotated[Text, Meta(description="folder that keeps everything; a restart on it goes on where it was")] = (
         "text2song-data"
     )
@@ -38,6 +42,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     )
     device: Annotated[Device | None, Meta(description="cpu or cuda, by default what there is")] = None
     lease_seconds: Annotated[float, Meta(ge=1, le=3600, description="how long a silent worker keeps its jobs")] = 6.0
+    renditions_mb: Annotated[
+        int, Meta(ge=0, le=1_000_000_000, description="MB of formats other than FLAC that are kept, to be sent again")
+    ] = 1_000
     log: Annotated[
         str,
         Meta(pattern="^(sqlite|kafka://.+)$", description="sqlite in the data folder, or kafka://host:port,host:port"),
@@ -77,7 +84,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> Path:
-        return Path(self.data).expanduser()
+        return path(self, "data")
 
 
 class Setting(Struct, frozen=True):
@@ -89,21 +96,20 @@ class Setting(Struct, frozen=True):
     origin: str
 
 
-def read(environment: Mapping[str, str], **overrides: object) -> Settings:
+def load(environment: Mapping[str, str], **overrides: object) -> Settings:
     """Overrides that are None count as not given. Raises InvalidError naming what does not fit, and where it stands."""
     return _convert(_layers(environment, overrides))
 
 
-def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting]:
-    """Every setting, in order. Raises as `read` does."""
+def describe(environment: Mapping[str, str], **overrides: object) -> list[Setting]:
+    """Every setting, in order. Raises as `load` does."""
     values = _layers(environment, overrides)
     settings = _convert(values)
-    hints = get_type_hints(Settings, include_extras=True)
     return [
         Setting(
             name=name,
             value=masked(name, str(value)) if (value := getattr(settings, name)) is not None else "",
-            meaning=next(meta.description for meta in hints[name].__metadata__ if meta.description),
+            meaning=_meaning(name),
             origin=_place(name, values[name][1]) if name in values else "default",
         )
         for name in Settings.__struct_fields__
@@ -111,15 +117,23 @@ def explain(environment: Mapping[str, str], **overrides: object) -> list[Setting
 
 
 def masked(name: str, value: str) -> str:
-    """The setting's value without what is secret in it, even where the value is no proper address."""
+    """The setting's value with its secrets hidden, even in a malformed address."""
     if name.endswith(("password", "secret_key")):
         return HIDDEN
     address, mark, query = PASSWORD.sub(rf"\1\2:{HIDDEN}@", value).partition("?")
     return address + mark + PAIR.sub(_masked_pair, query)
 
 
-def refused(settings: Settings, name: str, why: str) -> InvalidError:
-    """What to raise for a value that reads well and that nothing can be done with; `why` ends with the way out."""
+def path(settings: Settings, name: str) -> Path:
+    """The file or folder that the setting names. Raises InvalidError for a `~` that stands for nobody's folder."""
+    try:
+        return Path(getattr(settings, name)).expanduser()
+    except RuntimeError:
+        raise unusable(settings, name, "there is no such home folder. Write the whole path.") from None
+
+
+def unusable(settings: Settings, name: str, why: str) -> InvalidError:
+    """The error for a value of valid syntax that nothing can be done with; `why` ends with the way out."""
     shown = masked(name, str(getattr(settings, name)))
     return InvalidError([Fault(f"/{name}", f"{PREFIX}{name.upper()} is {shown!r}: {why}")])
 
@@ -132,38 +146,59 @@ def _masked_pair(pair: re.Match[str]) -> str:
 
 def _convert(values: Mapping[str, tuple[Any, str]]) -> Settings:
     try:
-        return msgspec.convert({name: value for name, (value, _) in values.items()}, Settings, strict=False)
+        settings = msgspec.convert({name: value for name, (value, _) in values.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`")
+        message, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`")
         value, origin = values[name]
         shown = masked(name, value) if isinstance(value, str) else value
-        raise InvalidError([Fault(f"/{name}", f"{_place(name, origin)} is {shown!r}: {message}.")]) from None
+        detail = f"{_place(name, origin)} is {shown!r}: {message}. {_advice(name)}"
+        raise InvalidError([Fault(f"/{name}", detail)]) from None
+    for name in PATHS:
+        if (getattr(settings, name) or "").startswith("~"):
+            path(settings, name)
+    return settings
+
+
+def _advice(name: str) -> str:
+    kind = get_type_hints(Settings)[name]
+    return f"It is one of {', '.join(get_args(kind))}." if get_origin(kind) is Literal else f"It is: {_meaning(name)}."
+
+
+def _meaning(name: str) -> str:
+    hint = get_type_hints(Settings, include_extras=True)[name]
+    return next(str(meta.description) for meta in hint.__metadata__ if meta.description)
 
 
 def _layers(environment: Mapping[str, str], overrides: Mapping[str, object]) -> dict[str, tuple[Any, str]]:
-    """What is given, each with its origin: the file, "environment" or "command line"."""
+    """The values given, each with its origin: the file, "environment" or "command line"."""
     named = environment.get(f"{PREFIX}CONFIG")
-    path = Path(named or FILE).expanduser()
-    values = {name: (value, str(path)) for name, value in _file(path, must_exist=bool(named)).items()}
+    file = Path(named or FILE)
+    values = {name: (value, str(file)) for name, value in _file(file, must_exist=bool(named)).items()}
     for name in Settings.__struct_fields__:
-        if (value := environment.get(PREFIX + name.upper())) is not None:
+        # Files for containers write `NAME: ${NAME:-}`, which leaves a variable empty where nobody sets it.
+        if value := environment.get(PREFIX + name.upper()):
             values[name] = (value, "environment")
     return values | {name: (value, "command line") for name, value in overrides.items() if value is not None}
 
 
-def _file(path: Path, *, must_exist: bool) -> dict[str, Any]:
-    if not must_exist and not path.exists():
+def _file(file: Path, *, must_exist: bool) -> dict[str, Any]:
+    if not must_exist and not file.exists():
         return {}
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidError([Fault("", f"The settings file {path} cannot be read: {reason}.")]) from None
+        values = tomllib.loads(file.expanduser().read_text("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _unreadable(file, "it is not UTF-8. Save it as UTF-8") from None
+    except (OSError, RuntimeError, tomllib.TOMLDecodeError) as error:
+        raise _unreadable(file, str(getattr(error, "strerror", None) or error)) from None
     if unknown := sorted(set(values) - set(Settings.__struct_fields__)):
         known = ", ".join(Settings.__struct_fields__)
-        raise InvalidError([Fault("", f"{path} sets {unknown[0]}, which is no setting; there are {known}.")])
+        raise InvalidError([Fault("", f"{file} sets {unknown[0]}, which is no setting; there are {known}.")])
     return values
+
+
+def _unreadable(file: Path, reason: str) -> InvalidError:
+    return InvalidError([Fault("", f"The settings file {file} cannot be read: {reason}.")])
 
 
 def _place(name: str, origin: str) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from domain.events import AdapterSnapshot, Format
+from domain.events.jobs import AdapterSnapshot, Format
 from domain.jobs import Job
 from domain.ports import View
 

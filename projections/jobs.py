@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
 from domain.events import Recorded
 from domain.jobs import JOBS, Job, evolve
-from domain.ports import Document, Query, Reader, ReadStore, View
+from domain.ports import Changes, Query, Reader, View
 from projections.audio import AUDIO, samples
 
 WINDOW: Final = timedelta(hours=1)
@@ -32,6 +32,7 @@ class QueueStats(Struct, frozen=True, kw_only=True):
 
 
 STATS: Final = View("queue_stats", QueueStats)
+VIEWS: Final = (JOBS, AUDIO, STATS)
 
 
 class Statistics(Struct, frozen=True, kw_only=True):
@@ -42,8 +43,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     throughput_per_hour: int
 
 
-async def fold(store: ReadStore, batch: Sequence[Recorded]) -> list[tuple[View[Any], Document]]:
-    """What the batch changes, derived documents first.
+async def fold(store: Reader, batch: Sequence[Recorded]) -> Changes:
+    """Derived documents come first.
 
     A store that saves in order may stop anywhere in between: as long as the job itself is still the old one, folding
     the batch again derives the same figures and samples again.
@@ -58,11 +59,13 @@ async def fold(store: ReadStore, batch: Sequence[Recorded]) -> list[tuple[View[A
         tallies[number] = _fold_partition(jobs, stored.get(str(number), QueueStats(id=str(number))), records)
     changed = [job for key, job in jobs.items() if job is not before.get(key)]
     audio = [sample for job in changed for sample in samples(job) if _audio_differs(before.get(job.id), job)]
-    return [
-        *((AUDIO, sample) for sample in audio),
-        *((STATS, stats) for stats in tallies.values()),
-        *((JOBS, job) for job in changed),
-    ]
+    return Changes(
+        [
+            *((AUDIO, sample) for sample in audio),
+            *((STATS, stats) for stats in tallies.values()),
+            *((JOBS, job) for job in changed),
+        ]
+    )
 
 
 async def statistics(store: Reader, now: datetime) -> Statistics:

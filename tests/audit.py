@@ -9,10 +9,13 @@ from typing import Final, TypeAlias
 
 import soundfile
 
-from domain.events import Recorded, decode
+from domain.envelope import decode
+from domain.events import Recorded
+from domain.events.feedback import FeedbackGiven
+from domain.feedback import FEEDBACK
 from domain.jobs import Job, evolve
 from domain.ports import EventLog, ObjectStore, ReadStore, Record
-from infra.sqlite_store import SqliteStore
+from infra.storage.sqlite_store import SqliteStore
 from projections.project import FOLDS, VIEWS, project
 from tests.customer import Customer
 from tests.digest import digests
@@ -54,9 +57,9 @@ def _fold(history: list[Recorded]) -> Folded:
 
 
 async def settled(log: EventLog, objects: ObjectStore) -> dict[str, Folded] | None:
-    """Every job, once none is open and no object is left that belongs to none."""
+    """Every job, once none is open, and no object is left that belongs to none or to a deleted one."""
     folded = await jobs(log)
-    if any(job.is_open for job, _ in folded.values()):
+    if any(job.is_open or job.awaits_purge for job, _ in folded.values()):
         return None
     possible = {key for job, _ in folded.values() for key in _keys(job)}
     return folded if possible.issuperset(info.key for info in await objects.list("")) else None
@@ -64,7 +67,9 @@ async def settled(log: EventLog, objects: ObjectStore) -> dict[str, Folded] | No
 
 def _keys(job: Job) -> set[str]:
     """The objects the job may have."""
-    return keys([] if job.status == "cancelled" else [sample.event.storage_path for sample in job.samples])
+    return keys(
+        [] if job.status == "cancelled" or job.purged_at else [sample.event.storage_path for sample in job.samples]
+    )
 
 
 def keys(paths: Iterable[str]) -> set[str]:
@@ -91,6 +96,28 @@ async def compare(folded: Mapping[str, Folded], customer: Customer, objects: Obj
             assert (len(audio), sha256(audio).hexdigest()) == (event.size, event.sha256)
             pcm, rate = soundfile.read(io.BytesIO(audio))
             assert (rate, len(pcm) / rate) == (event.sample_rate, event.duration_seconds)
+
+
+async def feedback(log: EventLog) -> dict[str, str | None]:
+    """The notes of all feedback that is not erased."""
+    said: dict[str, FeedbackGiven] = {}
+    for record in await records(log, FEEDBACK.name):
+        match decode(record).event:
+            case FeedbackGiven() as event:
+                said[record.key] = event
+            case _:
+                said.pop(record.key, None)
+    return {id_: event.notes for id_, event in said.items()}
+
+
+async def is_erased(log: EventLog, customer: Customer) -> bool:
+    """Whether no feedback is left that the customer erased, or whose job it deleted."""
+    return (await feedback(log)).keys() <= customer.standing.keys()
+
+
+async def compare_feedback(log: EventLog, customer: Customer) -> None:
+    """Fails unless the log holds the feedback that stands, as it was said last, and no other."""
+    assert await feedback(log) == {id_: body["notes"] for id_, body in customer.standing.items()}
 
 
 async def is_folded(log: EventLog, store: ReadStore) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, Final
@@ -14,6 +14,9 @@ from domain.jobs import OPEN
 IN_FLIGHT: Final = 20
 PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
 DELETED: Final = 0.3
+JUDGED_AT_ONCE: Final = 4
+FEW: Final = 12
+CHANGES: Final = ("revise", "revise", "revise", "erase", "delete", "nothing", "nothing")
 
 
 class Customer:
@@ -28,11 +31,14 @@ class Customer:
         self.accepted: dict[str, int] = {}
         self.cancelled: set[str] = set()
         self.deleted: set[str] = set()
+        self.feedback: dict[str, dict[str, Any]] = {}
+        self.erased: set[str] = set()
         self._http = http
         self._dice = dice
         self._name = name
         self._since: dict[str, str] = {}
         self._unsure: set[str] = set()
+        self._given: dict[str, dict[str, str]] = {}
 
     async def order(self) -> None:
         ordered = 0
@@ -48,7 +54,8 @@ class Customer:
             await asyncio.sleep(self._dice.uniform(0, 8))
             status = self._dice.choice(["queued", "processing"])
             listed = (await self._ask("GET", "/jobs", params={"status": status}, headers=self._since)).json()["items"]
-            if not (jobs := [job["id"] for job in listed if job["id"] not in self._unsure]):
+            # The retry of a submission whose answer was lost would meet a deleted job.
+            if not (jobs := [job["id"] for job in listed if job["id"] in self.accepted.keys() - self._unsure]):
                 continue
             job_id = self._dice.choice(jobs)
             if self._dice.random() < DELETED:
@@ -66,9 +73,67 @@ class Customer:
                 if (await self._look(job_id, done)).json()["status"] in {"cancelling", "cancelled"}:
                     self.cancelled.add(job_id)
 
+    async def judge(self) -> None:
+        """Gives feedback on finished jobs, revises it, erases it, and now and then deletes a job that has some.
+
+        What it said last is in `feedback`, by id, whatever became of the job. It leaves late where few jobs had ended.
+        """
+        given = 0
+        while not self.leaving or (len(self.standing) < FEW and await self._awaits_jobs()):
+            await asyncio.sleep(self._dice.uniform(0, 2))
+            listed = (await self._ask("GET", "/jobs", params={"status": "completed"}, headers=self._since)).json()
+            jobs = [job for job in listed["items"] if job["id"] in self.accepted and job["id"] not in self.deleted]
+            if not jobs:
+                continue
+            for _ in range(JUDGED_AT_ONCE):
+                given += 1
+                await self._give(self._dice.choice(jobs), f"{self._name}-feedback-{given}")
+            mine = [id_ for id_, said in self.feedback.items() if self._stands(id_, said)]
+            match self._dice.choice(CHANGES) if mine else "nothing":
+                case "revise":
+                    said = self.feedback[revised := self._dice.choice(mine)]
+                    said["notes"] = f"{said['notes']}, on second thought"
+                    body = {"rating": said["rating"], "notes": said["notes"]}
+                    await self._ask("PUT", f"/feedback/{revised}", or_else=404, json=body, headers=self._given[revised])
+                case "erase":
+                    erased = self._dice.choice(mine)
+                    # By a try whose answer was lost.
+                    await self._ask("DELETE", f"/feedback/{erased}", or_else=404, headers=self._given[erased])
+                    self.erased.add(erased)
+                case "delete":
+                    job_id = self.feedback[self._dice.choice(mine)]["job_id"]
+                    self.deleted.add(job_id)
+                    done = await self._ask("DELETE", f"/jobs/{job_id}", or_else=404)
+                    self._since = _since(done) or self._since
+
+    async def _awaits_jobs(self) -> bool:
+        counts = (await self._ask("GET", "/jobs/stats")).json()["counts"]
+        return any(counts.get(status, 0) for status in OPEN)
+
+    async def _give(self, job: dict[str, Any], key: str) -> None:
+        said = {
+            "audio_id": job["sample_ids"][0],
+            "rating": self._dice.choice([1.0, 2.5, 5.0]),
+            "notes": f"<{key}>",
+        }
+        answer = await self._ask("POST", "/feedback", or_else=404, json=said, headers={"Idempotency-Key": key})
+        # The job may be deleted meanwhile; then nothing of it may be left, whatever was appended.
+        if answer.is_success:
+            self.feedback[id_ := answer.json()["id"]] = {**said, "job_id": job["id"]}
+            self._given[id_] = _since(answer)
+
+    def _stands(self, id_: str, said: Mapping[str, Any]) -> bool:
+        return id_ not in self.erased and said["job_id"] not in self.deleted
+
+    @property
+    def standing(self) -> dict[str, dict[str, Any]]:
+        """The feedback that has to be there in the end, and no other."""
+        return {id_: said for id_, said in self.feedback.items() if self._stands(id_, said)}
+
     async def is_served(self) -> bool:
         with suppress(httpx.TransportError):
-            return (await self._http.get(f"{self._dice.choice(self.urls)}/health/ready")).status_code == 200
+            ready = await self._http.get(f"{self._dice.choice(self.urls)}/health/ready")
+            return ready.status_code == 200 and bool(ready.json()["generates"])
         return False
 
     async def _submit(self, key: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from domain import jobs
-from domain.events import AnyEvent, JobSubmitted, Recorded, SampleGenerated, Undecodable, UnknownEvent
+from domain.events import Event, Recorded, Undecodable, UnknownEvent
+from domain.events.jobs import JobSubmitted, SampleGenerated
 from domain.jobs import Job
 from domain.ports import Position
 
@@ -16,7 +17,7 @@ SUBMITTED = JobSubmitted(
 )
 
 
-def at(offset: int, event: AnyEvent | UnknownEvent | Undecodable, event_id: str | None = None) -> Recorded:
+def at(offset: int, event: Event | UnknownEvent | Undecodable, event_id: str | None = None) -> Recorded:
     """The event at that offset, one second after the one before."""
     return Recorded(
         position=Position("jobs", 0, offset),
@@ -38,14 +39,15 @@ def sample(index: int, attempt: int = 1, **changes: Any) -> SampleGenerated:
         index=index,
         sample_id=f"sample-{index}",
         seed=7 + index,
-        storage_path=f"samples/job/{attempt}/{index}.flac",
+        storage_path=f"samples/{changes.get('job_id', 'job')}/{attempt}/{index}.flac",
         duration_seconds=2.0,
         sample_rate=32000,
         channels=1,
         size=1000,
         sha256=f"{index:064}",
     )
-    return replace(made, **changes)
+    job_id = changes.get("job_id", made.job_id)
+    return replace(made, **{"storage_path": f"samples/{job_id}/{attempt}/{index}.flac", **changes})
 
 
 def fold(records: Iterable[Recorded], job: Job | None = None) -> Job | None:

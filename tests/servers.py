@@ -1,4 +1,4 @@
-"""The real servers, started once a session."""
+"""The real servers: two sets of them, so that tests which wait for a server do not wait for each other."""
 
 import atexit
 import functools
@@ -14,14 +14,19 @@ import pytest
 from domain.errors import UnavailableError
 from infra.servers.loopback import Servers
 
-__all__ = ["Servers", "do_without", "servers", "start"]
+__all__ = ["SHARED", "Servers", "choose", "do_without", "servers", "set_of", "share", "start"]
 
 ROOT = Path(__file__).parents[1]
+SHARED = "TEXT2SONG_TEST_SERVERS_FOLDER"
+# Chosen so that both sets are used for as long.
+SECOND = ("test_chaos", "test_faust_app", "test_contract", "test_rebuild")
+DOWN = 'read _; for set in "$0"/*; do "$1" -m infra.cli servers down --data "$set"; done; rm -r "$0"'
+_chosen = "first"
 
 
 def servers() -> Servers:
     """Skips the test when there are none to be had; where CI is set, that is a failure."""
-    started = _started()
+    started = _started(_chosen)
     if isinstance(started, str):
         do_without(started)
     return started
@@ -43,19 +48,46 @@ def do_without(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def share() -> None:
+    """The processes that this one starts use its servers, and whichever needs them first starts them."""
+    os.environ[SHARED] = _folder()
+
+
+def set_of(nodeid: str) -> str | None:
+    """The name of the set that a test uses, None where it uses none or brings its own."""
+    file, _, name = nodeid.partition("::")
+    alone = file.endswith(("/test_demo.py", "/test_servers.py"))
+    is_cluster = file.startswith("tests/cluster/") and not alone
+    on_servers = file.startswith("tests/contract/") and any(f"[{kind}" in name for kind in ("kafka", "mongo", "s3"))
+    if not is_cluster and not on_servers:
+        return None
+    return "second" if is_cluster and Path(file).stem in SECOND else "first"
+
+
+def choose(nodeid: str) -> None:
+    """Says which test runs next."""
+    global _chosen  # noqa: PLW0603 -- tests run one after the other
+    _chosen = set_of(nodeid) or "first"
+
+
 @functools.cache
-def _started() -> Servers | str:
+def _started(name: str) -> Servers | str:
+    try:
+        return start(Path(os.environ.get(SHARED) or _folder()) / name)
+    except UnavailableError as error:
+        return f"There are no real servers: {error}"
+
+
+def _folder() -> str:
+    """A new one."""
     folder = tempfile.mkdtemp(prefix="text2song-servers-")
     # Its standard input closes when this process ends, however it ends, and then the servers go too.
     guard = subprocess.Popen(
-        ["/bin/sh", "-c", 'read _; "$1" -m infra.cli servers down --data "$0"; rm -r "$0"', folder, sys.executable],
+        ["/bin/sh", "-c", DOWN, folder, sys.executable],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         cwd=ROOT,
         start_new_session=True,
     )
     atexit.register(guard.communicate)
-    try:
-        return start(Path(folder))
-    except UnavailableError as error:
-        return f"There are no real servers: {error}"
+    return folder

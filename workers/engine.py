@@ -1,4 +1,4 @@
-"""What a worker asks of a model, whichever process it runs in."""
+"""The interface between a worker and a model, which may run in another process."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
@@ -8,19 +8,19 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from domain.errors import Text2SongError
-from domain.events import Sampling
+from domain.events.jobs import Sampling
 from domain.models import Model
 
 
 class Take(Struct, frozen=True):
-    """One sample of a job that is still to be made."""
+    """One sample that a job still has to make."""
 
     index: int
     seed: int
 
 
 class EngineRequest(Struct, frozen=True, kw_only=True):
-    """`id` is unique among the requests an engine holds; `duration` is in seconds."""
+    """`id` is unique among an engine's requests; `duration` is in seconds."""
 
     id: str
     prompt: str
@@ -30,7 +30,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """`fraction` is of the whole request, 0 to 1; `eta_seconds` is None until it can be told."""
+    """`fraction` is of the whole request, 0 to 1; `eta_seconds` is None until it can be estimated."""
 
     request_id: str
     fraction: float
@@ -49,7 +49,7 @@ class Clip(Struct, frozen=True, kw_only=True):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """The request is over without all of its clips. `transient` says whether trying again can help."""
+    """The request ended without all of its clips. `transient` says that the request need not be the cause."""
 
     request_id: str
     error: str
@@ -60,7 +60,10 @@ Update: TypeAlias = Progress | Clip | Failure
 
 
 class EngineError(Text2SongError):
-    """Generation failed, or the model cannot be had; the message is for the person who asked."""
+    """Generation failed, or the model cannot be loaded. The message is shown to the user.
+
+    `transient` says that the request need not be the cause: the next try may go well, or none may.
+    """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
@@ -68,7 +71,7 @@ class EngineError(Text2SongError):
 
 
 class Engine(Protocol):
-    """A loaded model. Nothing here blocks for more than about 25 decoding steps."""
+    """A loaded model. No method blocks for longer than about 25 decoding steps."""
 
     @property
     def model(self) -> Model: ...
@@ -78,16 +81,16 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many requests may be held at once."""
+        """The number of requests that it can run at once."""
 
     def admit(self, request: EngineRequest) -> None:
-        """Raises EngineError for a request the model cannot carry out."""
+        """Starts a request. Raises EngineError if the model cannot carry it out."""
 
     def advance(self) -> Sequence[Update]:
-        """Moves the held requests on; a request is over when its last clip or a failure has been returned.
+        """Continues the admitted requests. A request ends when its last clip or a failure is returned.
 
-        Raises only when the engine is beyond use, and its process with it.
+        Raises only if the engine has become unusable: its process must end.
         """
 
     def cancel(self, request_id: str) -> None:
-        """Forgets the request; one that is not held is no error."""
+        """Drops the request, and ignores unknown ids."""

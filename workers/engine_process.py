@@ -1,6 +1,9 @@
-"""The child process that owns a model: the event loop stays free; a crash, a hang or a full memory is survivable."""
+"""Runs a model in a child process, so a crash, a hang or full memory there does not stop the worker's event loop."""
 
 import asyncio
+import atexit
+import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -8,16 +11,20 @@ import queue
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Update
+from domain.models import MIN_DURATION
+from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
 
 SPAWN: Final = multiprocessing.get_context("spawn")
+# An ordered stop may signal every process of a terminal or a service. The parent alone acts on it, and ends the child.
+ORDERS_TO_STOP: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+EXIT_SECONDS: Final = 5.0
 
 
 class Ready(Struct, frozen=True):
@@ -46,10 +53,10 @@ Heard: TypeAlias = Update | Stopped | Died
 
 
 class EngineProcess:
-    """An engine in a process of its own: started by `start` and, after a death, by the next `generate`.
+    """An engine in a child process. `start` starts it; if it died, the next `generate` starts it again.
 
-    `build(*arguments)` makes the engine inside the child, so both must be picklable. In seconds: `load_timeout` is for
-    that, `stall_timeout` is the longest silence while the child has work, `stop_timeout` is its time to end.
+    `build(*arguments)` makes the engine in the child, so both must be picklable. The timeouts are in seconds:
+    `load_timeout` limits the loading, `stall_timeout` the child's silence during a request.
     """
 
     def __init__(
@@ -58,21 +65,26 @@ class EngineProcess:
         *arguments: Any,
         load_timeout: float = 600.0,
         stall_timeout: float = 120.0,
-        stop_timeout: float = 5.0,
     ) -> None:
         self._build = build
         self._arguments = arguments
         self._load_timeout = load_timeout
         self._stall_timeout = stall_timeout
-        self._stop_timeout = stop_timeout
         self._starting = asyncio.Lock()
         self._slots = asyncio.Semaphore(0)
         self._child: _Child | None = None
         self._device = "unknown"
+        self._capacity = 1
+        self._checks = itertools.count()
+
+    @property
+    def capacity(self) -> int:
+        """How many requests the engine holds at once; 1 before the first start."""
+        return self._capacity
 
     @property
     def device(self) -> str:
-        """Torch's name for where the model is; "unknown" before the first start."""
+        """The torch device of the model; "unknown" before the first start."""
         return self._device
 
     @property
@@ -84,18 +96,18 @@ class EngineProcess:
         return self._child.process.pid if self._child else None
 
     async def start(self) -> None:
-        """Raises EngineError when the model cannot be loaded, or not in time."""
+        """Raises EngineError if the model cannot be loaded, or not within `load_timeout`."""
         await self._living()
 
     async def stop(self) -> None:
-        """Ends the child; a request that it holds fails as with any death."""
+        """Ends the child; its current requests fail as after a crash."""
         if self._child is not None:
             await self._child.end("was stopped")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
-        """Waits for its turn, and yields until the last take's clip. Raises EngineError.
+        """Waits for a free slot, then yields progress and clips until the last clip. Raises EngineError.
 
-        Closed or cancelled early, it is over once the child has said that it let go of the request.
+        When closed or cancelled early, it returns only after the child has confirmed the cancellation, or died.
         """
         await self._living()
         async with self._slots:
@@ -123,24 +135,31 @@ class EngineProcess:
                         pass
                 child.close(request.id)
 
+    async def check(self) -> None:
+        """Carries out a small request of its own. Raises EngineError: then no request can be carried out."""
+        request = EngineRequest(
+            id=f"check/{next(self._checks)}", prompt="a tone", duration=MIN_DURATION, takes=[Take(0, seed=0)]
+        )
+        async with aclosing(self.generate(request)) as updates:
+            async for _ in updates:
+                pass
+
     async def _living(self) -> "_Child":
         async with self._starting:
             if self._child is None or self._child.gone.is_set():
-                child = _Child(self._build, self._arguments, self._stall_timeout, self._stop_timeout)
+                child = _Child(self._build, self._arguments, self._stall_timeout)
                 ready = await child.start(patience=self._load_timeout)
                 if self._child is None:
                     for _ in range(ready.capacity):
                         self._slots.release()
-                self._child, self._device = child, ready.device
+                self._child, self._device, self._capacity = child, ready.device, ready.capacity
             return self._child
 
 
 class _Child:
-    """One life of the process. Everything but `_listen` runs on the event loop."""
+    """One child process, from start to end. All methods but `_spawn` and `_listen` run on the event loop."""
 
-    def __init__(
-        self, build: Callable[..., Engine], arguments: tuple[Any, ...], stall_timeout: float, stop_timeout: float
-    ) -> None:
+    def __init__(self, build: Callable[..., Engine], arguments: tuple[Any, ...], stall_timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._pipe, self._far_end = SPAWN.Pipe()
         self.process = SPAWN.Process(
@@ -152,17 +171,19 @@ class _Child:
         self._owed: dict[str, int] = {}
         self._reason: str | None = None
         self._stall_timeout = stall_timeout
-        self._stop_timeout = stop_timeout
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self, *, patience: float) -> Ready:
-        await asyncio.to_thread(self._spawn)
-        self._far_end.close()
-        threading.Thread(target=self._listen, name="text2song-engine-listener", daemon=True).start()
+        spawning = asyncio.create_task(asyncio.to_thread(self._spawn))
         try:
             async with asyncio.timeout(patience):
+                await asyncio.shield(spawning)
                 answer = await self._answer
         except BaseException as error:
+            # A stop that comes in between must not leave behind a child that nobody knows.
+            await asyncio.wait({spawning})
+            if spawning.exception() is not None:
+                raise
             await self.end("was stopped")
             if isinstance(error, TimeoutError):
                 raise EngineError(f"The model was not loaded within {patience:g} s.", transient=True) from error
@@ -172,29 +193,29 @@ class _Child:
                 return answer
             case Refused(error=refusal):
                 await self.gone.wait()
-                raise EngineError(refusal)
+                raise EngineError(refusal, transient=True)
             case Died(reason=reason):
                 raise EngineError(f"{reason} It was loading the model.", transient=True)
 
     def _spawn(self) -> None:
-        # Ctrl-C reaches the whole process group, and the child while it is still importing. The tracker is started
-        # first, because starting it unblocks the signal again.
+        # The signals would kill the child during its imports, so it starts with them blocked. The tracker has to be
+        # started before, because starting it unblocks them.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS_TO_STOP)
         try:
             self.process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS_TO_STOP)
+        # Or else an exit that nobody ordered would wait for it: multiprocessing ends its processes by SIGTERM.
+        atexit.register(self.process.kill)
+        self._far_end.close()
+        threading.Thread(target=self._listen, name="text2song-engine-listener", daemon=True).start()
 
     async def end(self, reason: str) -> None:
+        """By force: it ignores the other signals, and keeps nothing that could be lost."""
         self._reason = self._reason or f"The generation process {reason}."
-        self.process.terminate()
-        try:
-            async with asyncio.timeout(self._stop_timeout):
-                await self.gone.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.gone.wait()
+        self.process.kill()
+        await self.gone.wait()
 
     def open(self, request: EngineRequest) -> asyncio.Queue[Heard]:
         self._owed[request.id] = len(request.takes)
@@ -215,9 +236,10 @@ class _Child:
             with suppress(EOFError, OSError):
                 while True:
                     self._loop.call_soon_threadsafe(self._hear, self._pipe.recv())
-            self.process.join(self._stop_timeout)
+            self.process.join(EXIT_SECONDS)
             self.process.kill()
             self.process.join()
+            atexit.unregister(self.process.kill)
             self._loop.call_soon_threadsafe(self._die, self.process.exitcode)
         self._pipe.close()
 
@@ -241,7 +263,7 @@ class _Child:
         self._alarm = self._loop.call_later(self._stall_timeout, self._give_up) if self._owed else None
 
     def _give_up(self) -> None:
-        self._reason = f"The generation process said nothing for {self._stall_timeout:g} s and was ended."
+        self._reason = f"The generation process did not respond for {self._stall_timeout:g} s and was ended."
         self.process.kill()
 
     def _die(self, exit_code: int | None) -> None:
@@ -268,23 +290,28 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _serve(pipe: "Connection[Any, Any]", build: Callable[..., Engine], arguments: tuple[Any, ...]) -> None:
-    # Ctrl-C reaches every process of the terminal; here the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ORDERS_TO_STOP:
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    # While libraries are imported, the collector would look through all their objects again and again: a tenth of the
+    # time until the model is ready.
+    gc.disable()
     try:
         engine = build(*arguments)
     except EngineError as error:
         pipe.send(Refused(str(error)))
         return
+    gc.freeze()
+    gc.enable()
     pipe.send(Ready(engine.device, engine.capacity))
     with suppress(BrokenPipeError):
         _work(engine, orders, pipe)
 
 
 def _receive(pipe: "Connection[Any, Any]", orders: "queue.SimpleQueue[Order]") -> None:
-    """Ends the process when the parent is gone, whatever the main thread is in the middle of."""
+    """Ends the process when the parent is gone, even while the main thread is busy."""
     with suppress(EOFError, OSError):
         while True:
             orders.put(pipe.recv())

@@ -85,7 +85,7 @@ def _fetch_versitygw(folder: Path) -> None:
 
 
 def _installed(name: str, announce: Announce, fetch: Callable[[Path], None]) -> Path:
-    """What is there is whole: it is fetched into a folder beside, by one process at a time, and renamed."""
+    """The folder of a complete installation: one process at a time fetches it elsewhere and renames it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "text2song" / "servers"
     home = cache / name
     if home.is_dir():

@@ -34,7 +34,7 @@ STOP_SECONDS: Final = 15.0
 
 
 class State(Struct, kw_only=True):
-    """The content of servers.json: what is needed to find the servers again."""
+    """The content of servers.json, by which the servers are found again."""
 
     ports: dict[Name, list[int]]
     s3_secret_key: str
@@ -61,7 +61,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class Servers:
-    """The servers of one folder, which outlive the process that starts them. Whoever starts or stops waits its turn."""
+    """The servers of one folder, which outlive the process that starts them. Starts and stops take turns."""
 
     def __init__(self, folder: Path, announce: Announce = lambda _: None) -> None:
         """`announce` is told what takes long."""

@@ -1,4 +1,4 @@
-"""What is installed, and nowhere else; a test holds compose.yaml to it."""
+"""The versions that are installed; a test holds compose.yaml to them."""
 
 from typing import Final
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from infra.bootstrap import adapters
 from infra.servers.loopback import free_ports
-from infra.settings import Settings, read
+from infra.settings import Settings, load
 from projections.audio import AUDIO, AudioSample, GenerationParams
 from tests.conditions import eventually_sync
 from tests.processes import fresh, running
@@ -104,7 +104,7 @@ def main() -> None:
         print("nginx is not here: apt-get install nginx-light")
         return
     settings, content = fresh(servers().addresses), os.urandom(SIZE)
-    asyncio.run(keep(read(settings), content))
+    asyncio.run(keep(load(settings), content))
     with tempfile.TemporaryDirectory() as name, running("api", settings) as api:
         folder = Path(name)
         (folder / "long.flac").write_bytes(content)

@@ -17,12 +17,13 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import IndexModel, InsertOne, ReplaceOne, WriteConcern
 
 from domain.ports import EventLog, Message, Position, ReadStore, Record, after
-from infra.bootstrap import adapters, kafka, mongo
-from infra.mongo_store import MongoStore
-from infra.settings import Settings, read
-from projections.faust_app import BATCH
+from infra.bootstrap import adapters
+from infra.cluster import kafka, mongo
+from infra.settings import Settings, load
+from infra.storage.mongo_store import MongoStore
+from projections.hosts.faust import BATCH
+from projections.hosts.rebuild import Progress, rebuild
 from projections.project import FOLDED_FROM, FOLDS, project
-from projections.rebuild import Progress, rebuild
 from tests.bench.read_side import completed, history
 from tests.conditions import eventually
 from tests.processes import fresh, running
@@ -148,7 +149,7 @@ async def measure_live(events: list[Message]) -> None:
         for name, host in (("faust", by_faust), ("plain", by_plain_consumer)):
             environment = fresh(servers().addresses)
             with host(environment):
-                async with adapters(read(environment)) as (log, store, _objects):
+                async with adapters(load(environment)) as (log, store, _objects):
                     rates.setdefault(name, []).append(await live(log, store, events))
     faust, plainly = (statistics.median(side) for side in rates.values())
     ratio = statistics.median(one / other for one, other in zip(*rates.values(), strict=True))
@@ -156,7 +157,7 @@ async def measure_live(events: list[Message]) -> None:
 
 
 async def measure_rebuild(events: list[Message]) -> None:
-    settings = read(fresh(servers().addresses))
+    settings = load(fresh(servers().addresses))
     rounds = []
     async with adapters(settings) as (log, store, _):
         assert isinstance(store, MongoStore)
@@ -186,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(plain(read(os.environ)))
+    asyncio.run(plain(load(os.environ)))

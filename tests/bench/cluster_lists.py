@@ -13,7 +13,7 @@ import aiohttp
 
 from domain.ports import Record
 from infra.bootstrap import adapters
-from infra.settings import read
+from infra.settings import load
 from projections.project import project
 from tests.bench.read_side import PARTITIONS, Request, cancelled, history, interleaved, placed
 from tests.conditions import eventually
@@ -29,7 +29,7 @@ PATIENCE: Final = 120.0
 async def fill(settings: Mapping[str, str], jobs: int) -> None:
     """By the real fold and store; only the log is passed over."""
     records = placed(history(jobs, cancelled))
-    async with adapters(read(settings)) as (log, store, _):
+    async with adapters(load(settings)) as (log, store, _):
         while batch := list(islice(records, BATCH)):
             parts: list[list[Record]] = [[] for _ in range(PARTITIONS)]
             for record in batch:

@@ -14,9 +14,10 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from domain.ports import Record, Topic
-from infra.bootstrap import adapters, kafka
-from infra.kafka_log import KafkaLog
-from infra.settings import Settings, read
+from infra.bootstrap import adapters
+from infra.cluster import kafka
+from infra.settings import Settings, load
+from infra.storage.kafka_log import KafkaLog
 from tests.bench.read_side import Request, interleaved
 from tests.processes import fresh, running
 from tests.servers import servers
@@ -117,4 +118,4 @@ async def measure(settings: Settings, url: str) -> None:
 def main() -> None:
     settings = fresh(servers().addresses)
     with running("project", settings), running("api", settings) as api:
-        asyncio.run(measure(read(settings), api.url))
+        asyncio.run(measure(load(settings), api.url))

@@ -15,7 +15,7 @@ import apsw
 import msgspec
 
 from domain.ports import Message, Topic
-from infra.sqlite_log import SqliteLog
+from infra.storage.sqlite_log import SqliteLog
 
 TOPICS: Final = {"jobs": Topic("jobs", partitions=4)}
 VALUE: Final = b"x" * 600
@@ -141,8 +141,8 @@ async def visibility(path: Path, write: Callable[[SqliteLog, Path], Awaitable[ob
     delays: list[float] = []
     writing = asyncio.ensure_future(write(opened, path))
     async with asyncio.timeout(30):
-        async for batch in opened.follow({("jobs", partition): 0 for partition in range(4)}):
-            delays += ((time.monotonic_ns() - int(record.value or b"")) / 1e6 for record in batch)
+        async for batch in opened.follow({("jobs", number): 0 for number in range(opened.topics["jobs"].partitions)}):
+            delays += ((time.monotonic_ns() - int(record.value or b"")) / 1e6 for record in batch.records)
             if len(delays) >= SAMPLES:
                 break
     await writing

@@ -16,13 +16,15 @@ import httpx
 import uvicorn
 
 from api.app import create_app
-from domain.events import JobCancelRequested, JobCompleted, JobEvent, JobStarted, SampleGenerated, decode, encode
+from api.http.hosts import AllowedHosts
+from domain.envelope import decode, encode
+from domain.events.jobs import JobCancelRequested, JobCompleted, JobEvent, JobStarted, SampleGenerated
 from domain.jobs import Job, evolve
 from domain.ports import Message, Position, Record
-from infra.bootstrap import listen
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
-from projections.local import LocalHost
+from infra.roles import listen
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
+from projections.hosts.local import LocalHost
 from projections.project import VIEWS, project
 from tests.local.parts import Parts, open_parts, stop, submission
 
@@ -103,7 +105,8 @@ async def serve(folder: Path) -> None:
     async with open_parts(folder) as parts:
         listener = listen("127.0.0.1", 0)
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(create_app(parts.services), lifespan="off", log_level="warning", access_log=False)
+        app = create_app(parts.services, AllowedHosts())
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
         await uvicorn.Server(config).serve(sockets=[listener])
 
 

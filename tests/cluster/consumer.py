@@ -1,6 +1,6 @@
 """A downstream consumer as somebody else would write it: librdkafka, JSON Schema, and the published contract alone.
 
-    python consumer.py CONTRACT BROKER     reads the topics to their ends and prints every job's final state
+    python consumer.py CONTRACT BROKER     reads the topics to their ends and prints every aggregate's final state
     python consumer.py CONTRACT --vectors  runs the conformance vectors
 
 CONTRACT is the folder that `text2song contract export` wrote. The exit status is 0 when all went well, 1 when a vector
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import NAMESPACE_URL, uuid5
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from jsonschema import Draft202012Validator
@@ -56,9 +57,12 @@ class Contract:
         self.channels: Json = self.document["channels"]
         self.messages: Json = self.document["components"]["messages"]
         self._registry = Registry().with_resource("asyncapi", DRAFT202012.create_resource(self.document))
+        self._validators: dict[str, Draft202012Validator] = {}
 
     def validator(self, path: str) -> Draft202012Validator:
-        return STRICT({"$ref": f"asyncapi#{path}"}, registry=self._registry)
+        if path not in self._validators:
+            self._validators[path] = STRICT({"$ref": f"asyncapi#{path}"}, registry=self._registry)
+        return self._validators[path]
 
     def header_faults(self, record: Record) -> list[str]:
         """What the headers of a record of a known type lack: readers take it, its producer should be told."""
@@ -140,19 +144,25 @@ class Fold:
 
     def __init__(self, contract: Contract, topic: str) -> None:
         self._contract = contract
-        self._table = contract.channels[topic]["x-transitions"]
+        channel = contract.channels[topic]
+        self._table = channel["x-transitions"]
+        self._erases = "compact" in channel["bindings"]["kafka"]["topicConfiguration"]["cleanup.policy"]
         self.aggregates: dict[str, Json] = {}
         self.dead_letters: dict[str, None] = {}
 
     def add(self, record: Record) -> None:
         """Raises NewerVersionError, after which nothing more may be added."""
         event, time = None, ""
+        offset = int(record.position.rpartition("/")[2])
+        aggregate = self.aggregates.get(record.key)
+        if record.value is None and self._erases:
+            if aggregate is not None and offset > aggregate["offset"]:
+                del self.aggregates[record.key]
+            return
         try:
             event, time = self._contract.decode(record)
         except UndecodableError:
             self.dead_letters[record.position] = None
-        offset = int(record.position.rpartition("/")[2])
-        aggregate = self.aggregates.get(record.key)
         rule = self._rule(aggregate["state"] if aggregate else {}, event) if event else None
         if aggregate is None:
             if rule is None:
@@ -190,15 +200,26 @@ def _facts(state: Json, event: Json) -> Json:
     attempt, samples = state.get("attempt") or 0, state.get("samples") or {}
     indexes = range(len(state.get("seeds") or []))
     relation = {0: "current", 1: "next"}
+    pairs, left_out = len(state.get("pairs") or []), set(state.get("left_out") or [])
+    kind = "catch" if event.get("catch") else "pair"
+    trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
     return {
         "exists": bool(state.get("id")),
         "status": state.get("status"),
         "attempted": attempt > 0,
         "complete": bool(state) and all(str(index) in samples for index in indexes),
         "deleted": state.get("deleted_at") is not None,
+        "purged": state.get("purged_at") is not None,
         "attempt": relation.get(event["attempt"] - attempt, "other") if "attempt" in event else None,
         "sample": "missing" if event.get("index") in indexes and str(event["index"]) not in samples else "other",
+        "own": str(event.get("storage_path")).startswith(f"samples/{event.get('job_id')}/"),
         "released": event.get("released"),
+        "dated": event.get("created_at") is not None,
+        "made": state.get("ready_at") is not None,
+        "known": all(number < pairs for number in event.get("failed", [])),
+        "news": not set(event.get("failed", [])) <= left_out,
+        "heard": event.get("pair", pairs) < pairs and event.get("pair") not in left_out,
+        "trial": event.get("vote_id") == str(uuid5(NAMESPACE_URL, f"abvote:{trial}")),
     }
 
 
@@ -214,6 +235,8 @@ def _changed(state: Json, event: Json, time: str, effects: Json) -> Json:
                 changed[field] = time
             case {"add": number}:
                 changed[field] = state[field] + number
+            case {"merge": name}:
+                changed[field] = sorted({*state[field], *event[name]})
             case {"put": value, "at": at}:
                 changed[field] = {**state[field], str(event[at]): event[value]}
             case _:

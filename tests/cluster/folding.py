@@ -3,9 +3,9 @@
 import asyncio
 import sys
 
-from infra.mongo_store import MongoStore
-from infra.sqlite_log import SqliteLog
-from projections.local import LocalHost
+from infra.storage.mongo_store import MongoStore
+from infra.storage.sqlite_log import SqliteLog
+from projections.hosts.local import LocalHost
 from projections.project import VIEWS
 
 

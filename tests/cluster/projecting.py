@@ -14,16 +14,20 @@ import msgspec
 from msgspec import Struct
 
 from domain.errors import UnavailableError
-from domain.ports import Document, EventLog, ReadStore, TopicPartition, View
-from infra.kafka import KafkaAccess
-from infra.kafka_log import KafkaLog
-from infra.sqlite_store import SqliteStore
-from projections.faust_app import FaustHost, run
+from domain.ports import Document, Erasure, EventLog, ReadStore, TopicPartition, View
+from infra.storage.kafka import KafkaAccess
+from infra.storage.kafka_log import KafkaLog
+from infra.storage.sqlite_store import SqliteStore
+from projections.hosts.faust import FaustHost, run
 from projections.project import VIEWS
+from workers.reactions import PROGRESS
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """`failures` is the share of calls on the store that fail; `fault` is what happens at every save."""
+    """`failures` is the share of calls on the store that fail; `fault` is what happens at every save.
+
+    `late_seconds` is how old the log's ends are when they arrive.
+    """
 
     servers: str
     prefix: str
@@ -31,6 +35,7 @@ class Part(Struct, frozen=True, kw_only=True):
     instance: str = "w1"
     failures: float = 0.0
     fault: Literal["bug", "hang"] | None = None
+    late_seconds: float = 0.0
     stall_seconds: float = 60.0
 
 
@@ -43,14 +48,17 @@ class FailingStore(SqliteStore):
         return await super().get(view, ids)
 
     async def save(
-        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+        self,
+        documents: Sequence[tuple[View[Any], Document]],
+        watermarks: Mapping[TopicPartition, int],
+        erased: Sequence[Erasure] = (),
     ) -> None:
         if self.part.fault == "bug":
             raise TypeError("a bug")
         if self.part.fault == "hang":
             await asyncio.Event().wait()
         self._fail()
-        await super().save(documents, watermarks)
+        await super().save(documents, watermarks, erased)
         self._fail()
 
     def _fail(self) -> None:
@@ -58,11 +66,21 @@ class FailingStore(SqliteStore):
             raise UnavailableError("The store failed on purpose.")
 
 
+class LateLog(KafkaLog):
+    part: Part
+
+    async def ends(self, topic: str) -> dict[int, int]:
+        ends = await super().ends(topic)
+        await asyncio.sleep(self.part.late_seconds)
+        return ends
+
+
 def host(part: Part) -> FaustHost:
     @contextlib.asynccontextmanager
     async def adapters() -> AsyncIterator[tuple[EventLog, ReadStore]]:
-        log = await KafkaLog.open(KafkaAccess(servers=part.servers), prefix=part.prefix)
-        store = await FailingStore.open(Path(part.views), VIEWS)
+        log = await LateLog.open(KafkaAccess(servers=part.servers), prefix=part.prefix)
+        log.part = part
+        store = await FailingStore.open(Path(part.views), (*VIEWS, PROGRESS))
         store.part = part
         yield log, store
         await store.close()

@@ -3,10 +3,10 @@
 import asyncio
 import sys
 
-from infra.mongo_store import MongoStore
-from infra.sqlite_log import SqliteLog
+from infra.storage.mongo_store import MongoStore
+from infra.storage.sqlite_log import SqliteLog
+from projections.hosts.rebuild import rebuild
 from projections.project import VIEWS
-from projections.rebuild import rebuild
 
 
 async def main(events: str, uri: str, database: str) -> None:

@@ -13,12 +13,12 @@ from domain.ports import EventLog, ObjectStore, ReadStore
 from infra.bootstrap import adapters
 from infra.servers.addresses import Addresses
 from infra.servers.loopback import free_ports
-from infra.settings import read
+from infra.settings import load
 from tests.conditions import eventually
 from tests.processes import fresh
 from tests.servers import ROOT
 
-Name: TypeAlias = Literal["api", "project", "work"]
+Name: TypeAlias = Literal["api", "project", "work", "react"]
 
 PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
 
@@ -132,7 +132,7 @@ class Studio:
         )
 
     def adapters(self) -> AbstractAsyncContextManager[tuple[EventLog, ReadStore, ObjectStore]]:
-        return adapters(read(self.environment))
+        return adapters(load(self.environment))
 
 
 @asynccontextmanager

@@ -17,11 +17,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from msgspec.structs import replace
 
 from domain.aggregates import AGGREGATES
-from domain.events import Undecodable, decode, encode
+from domain.contract.jobs import PUBLISHED as PUBLISHED_JOBS
+from domain.contract.vectors import published
+from domain.envelope import decode, encode
+from domain.events import Undecodable
 from domain.ports import Message, Position, Record
-from domain.vectors import published
-from infra.kafka import KafkaAccess
-from infra.kafka_log import KafkaLog
+from infra.storage.kafka import KafkaAccess
+from infra.storage.kafka_log import KafkaLog
 from tests.servers import servers
 
 CONTRACT = Path(__file__).parents[1] / "golden" / "contract"
@@ -122,7 +124,7 @@ def histories() -> list[Message]:
     chance = random.Random(5)
     messages = []
     for number in range(JOBS):
-        submission, *proposals = (replace(event, job_id=f"any-{number}") for event in AGGREGATES["jobs"].proposals)
+        submission, *proposals = (replace(event, job_id=f"any-{number}") for event in PUBLISHED_JOBS.proposals)
         for event in [submission, *chance.choices(proposals, k=25)]:
             time = f"2026-01-31T12:00:{chance.randrange(60):02}.000000Z"
             messages.append(encode(event, event_id=f"event-{chance.randrange(40)}", time=time))
@@ -177,7 +179,7 @@ async def test_a_foreign_consumer_reads_what_the_studio_appends_and_finds_no_fau
 
 
 async def test_a_foreign_consumer_stops_at_an_event_of_a_newer_version(topic: Topic) -> None:
-    submission, claim = (encode(event, event_id="x", time=TIME) for event in AGGREGATES["jobs"].proposals[:2])
+    submission, claim = (encode(event, event_id="x", time=TIME) for event in PUBLISHED_JOBS.proposals[:2])
     newer = {**claim.headers, "ce_type": "text2song.job.started.v2"}
     _, position = await topic.append([submission, replace(claim, headers=newer)])
     done = topic.consume()
@@ -186,7 +188,7 @@ async def test_a_foreign_consumer_stops_at_an_event_of_a_newer_version(topic: To
 
 
 async def test_a_foreign_consumer_names_records_whose_headers_are_not_as_published(topic: Topic) -> None:
-    message = encode(AGGREGATES["jobs"].proposals[0], event_id="x", time=TIME)
+    message = encode(PUBLISHED_JOBS.proposals[0], event_id="x", time=TIME)
     headers = {name: value for name, value in message.headers.items() if name != "ce_source"}
     good, bad = await topic.append([message, replace(message, headers=headers)])
     done = topic.consume()

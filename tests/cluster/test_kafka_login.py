@@ -9,13 +9,14 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
+from domain.envelope import encode
 from domain.errors import UnavailableError
-from domain.events import PromptCreated, encode
-from infra.kafka import KafkaAccess
-from infra.kafka_log import KafkaLog
+from domain.events.prompts import PromptCreated
 from infra.servers.kafka import Kafka
 from infra.servers.loopback import free_ports
 from infra.servers.process import Process
+from infra.storage.kafka import KafkaAccess
+from infra.storage.kafka_log import KafkaLog
 from tests.audit import is_folded
 from tests.cluster.roles import PATIENCE, studio
 from tests.conditions import eventually, eventually_sync

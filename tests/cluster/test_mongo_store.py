@@ -19,11 +19,11 @@ from pymongo import AsyncMongoClient
 
 from domain.errors import ConflictError, TooLargeError, UnavailableError
 from domain.ports import Position, Query, Record, View
-from infra import mongo_store
-from infra.mongo_store import MongoStore
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
-from projections.local import LocalHost
+from infra.storage import mongo_store
+from infra.storage.mongo_store import MongoStore
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
+from projections.hosts.local import LocalHost
 from projections.project import VIEWS, project
 from tests.bench.read_side import cancelled, completed, history, placed
 from tests.conditions import eventually
@@ -57,13 +57,6 @@ NUMBERS = st.integers(-(2**70), 2**64 - 1) | st.floats(allow_nan=False, allow_in
 NOTES = st.dictionaries(
     KEYS, st.recursive(st.none() | st.booleans() | NUMBERS | KEYS, st.lists, max_leaves=4), max_size=4
 )
-
-
-@pytest.fixture
-async def mongo(tmp_path: Path) -> AsyncIterator[MongoStoreHarness]:
-    harness = MongoStoreHarness(tmp_path)
-    yield harness
-    await harness.close()
 
 
 @pytest.fixture
@@ -310,7 +303,8 @@ async def test_while_held_no_save_begins_and_a_dead_rebuild_does_not_hold_for_lo
     saving = asyncio.create_task(store.save([(SONGS, Song(id="a"))], {}))
     assert await store.get(SONGS, ["a"]) == {}
     assert not saving.done()
-    await asyncio.wait_for(saving, 20)
+    async with asyncio.timeout(20):
+        await saving
     assert await store.get(SONGS, ["a"]) == {"a": Song(id="a")}
 
 

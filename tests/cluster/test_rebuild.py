@@ -12,18 +12,21 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
-import projections.rebuild
+import projections.hosts.rebuild
 from domain.errors import UnknownVersionError
+from domain.events import Recorded
 from domain.jobs import JOBS
-from domain.ports import Message, Query
-from infra.mongo_store import MongoStore
-from infra.sqlite_log import SqliteLog
+from domain.ports import Changes, Message, Query, Reader, View
+from infra.storage import mongo_store
+from infra.storage.mongo_store import MongoStore
+from infra.storage.sqlite_log import SqliteLog
 from projections.audio import AUDIO
+from projections.hosts.local import LocalHost
+from projections.hosts.rebuild import Comparison, Progress, rebuild
 from projections.jobs import STATS
-from projections.local import LocalHost
-from projections.project import VIEWS
-from projections.rebuild import Comparison, Progress, rebuild
+from projections.project import FOLDED_FROM, FOLDS, VIEWS
 from tests.bench.read_side import completed, history
 from tests.cluster.test_mongo_store import LOOK, folded_locally
 from tests.contract.mongo import MongoStoreHarness
@@ -31,13 +34,7 @@ from tests.digest import digests
 from tests.local.parts import stop
 
 JOB_VIEWS = [view.name for view in (JOBS, AUDIO, STATS)]
-
-
-@pytest.fixture
-async def mongo(tmp_path: Path) -> AsyncIterator[MongoStoreHarness]:
-    harness = MongoStoreHarness(tmp_path)
-    yield harness
-    await harness.close()
+OTHERS = [f"{view.name}_v1" for view in VIEWS if view.name not in JOB_VIEWS]
 
 
 @pytest.fixture
@@ -101,7 +98,7 @@ async def test_a_rebuild_under_traffic_switches_without_a_failed_read_or_a_lost_
         for round_ in (2, 3):
             steps.clear()
             assert_equal(await rebuild(log, store, ["jobs"], steps.append))
-            assert await collections(store) == sorted(["aliases", "prompts_v1", *(f"{v}_v{round_}" for v in JOB_VIEWS)])
+            assert await collections(store) == sorted(["aliases", *OTHERS, *(f"{v}_v{round_}" for v in JOB_VIEWS)])
             assert [step.folded for step in steps] == sorted(step.folded for step in steps)
             assert steps[-1].folded == steps[-1].total >= 2_000
         await log.append(list(islice(messages, 100)))
@@ -110,6 +107,64 @@ async def test_a_rebuild_under_traffic_switches_without_a_failed_read_or_a_lost_
         assert reads > 10
         assert await host.caught_up(60)
     assert await digests(store) == await folded_locally(log, tmp_path / "clean.db")
+
+
+class Owner(Struct, frozen=True):
+    id: str
+    position: int
+    created_at: str
+
+
+OWNERS = View("owners", Owner)
+
+
+async def test_a_view_that_is_new_and_light_traffic_hold_saves_only_once_or_twice(
+    mongo: MongoStoreHarness, log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await mongo.open(VIEWS)
+    messages = history(10_000, completed)
+    await log.append(list(islice(messages, 10_000)))
+    earlier_version = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.cluster.folding"), *(str(tmp_path / "events.db"), mongo.uri, mongo.database)
+    )
+    fold_jobs, hold, holds = FOLDS["jobs"], MongoStore.hold, 0
+
+    async def fold(store: Reader, batch: Sequence[Recorded]) -> Changes:
+        changes = await fold_jobs(store, batch)
+        owners = [
+            (OWNERS, Owner(job.id, job.position, job.created_at)) for view, job in changes.saved if view.name == "jobs"
+        ]
+        return Changes([*owners, *changes.saved])
+
+    async def counted(store: MongoStore) -> None:
+        nonlocal holds
+        holds += 1
+        await hold(store)
+
+    async def submit() -> None:
+        while True:
+            await log.append(list(islice(messages, 5)))
+            await asyncio.sleep(0.1)
+
+    monkeypatch.setitem(FOLDS, "jobs", fold)
+    monkeypatch.setitem(FOLDED_FROM, "jobs", (*FOLDED_FROM["jobs"], OWNERS))
+    monkeypatch.setattr(MongoStore, "hold", counted)
+    monkeypatch.setattr(mongo_store, "HOLD_SECONDS", 1)
+    store = await mongo.open([*VIEWS, OWNERS], outdated=True, look_seconds=LOOK)
+    traffic = asyncio.create_task(submit())
+    try:
+        async with asyncio.timeout(60):
+            *others, owners = await rebuild(log, store, ["jobs"], lambda _: None)
+    finally:
+        await stop(traffic)
+        earlier_version.kill()
+        await earlier_version.wait()
+    assert holds <= 3
+    assert_equal(others)
+    assert (owners.documents, owners.differing) == (0, 0)
+    assert owners.apart >= 2_000
+    # What the earlier version folds after the switch has no owner.
+    assert 2_000 <= len([owner async for owner in store.scan(OWNERS)]) <= await store.count(JOBS, Query())
 
 
 async def test_a_rebuild_that_is_killed_leaves_the_old_views_serving_and_the_next_clears_up(
@@ -132,7 +187,7 @@ async def test_a_rebuild_that_is_killed_leaves_the_old_views_serving_and_the_nex
         assert "jobs_v2" in await collections(store)
         assert await digests(store) == before
         assert_equal(await rebuild(log, store, ["jobs"], lambda _: None))
-        assert await collections(store) == sorted(["aliases", "prompts_v1", *(f"{view}_v3" for view in JOB_VIEWS)])
+        assert await collections(store) == sorted(["aliases", *OTHERS, *(f"{view}_v3" for view in JOB_VIEWS)])
         assert await digests(store) == before
 
 
@@ -159,7 +214,7 @@ async def test_a_rebuild_says_what_differed_and_mends_it(
 async def test_views_that_nobody_folded_are_rebuilt_from_the_log_alone(
     mongo: MongoStoreHarness, log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projections.rebuild, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(projections.hosts.rebuild, "IDLE_SECONDS", 0.2)
     store = await mongo.open(VIEWS, look_seconds=LOOK)
     await log.append(list(islice(history(200, completed), 600)))
     found = await rebuild(log, store, ["prompts", "jobs"], lambda _: None)
@@ -167,7 +222,7 @@ async def test_views_that_nobody_folded_are_rebuilt_from_the_log_alone(
         "prompts": (0, 0),
         "jobs": (0, 120),
         "audio": (0, 240),
-        "queue_stats": (0, 4),
+        "queue_stats": (0, 1),
     }
     await log.append(list(islice(history(200, completed), 600, 1_000)))
     async with hosted(log, store) as host:
@@ -178,7 +233,7 @@ async def test_views_that_nobody_folded_are_rebuilt_from_the_log_alone(
 async def test_a_rebuild_waits_out_an_outage(
     mongo: MongoStoreHarness, log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projections.rebuild, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(projections.hosts.rebuild, "IDLE_SECONDS", 0.2)
     store = await mongo.open(VIEWS, look_seconds=LOOK)
     assert mongo.proxy is not None
     proxy = mongo.proxy

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import msgspec
@@ -30,7 +32,7 @@ from infra.servers.loopback import NAMES, Name, Servers
 from infra.servers.process import Process
 from tests.conditions import eventually_sync
 from tests.local.test_cli import text2song
-from tests.servers import do_without, start
+from tests.servers import SHARED, do_without, start
 
 ROOT = Path(__file__).parents[2]
 
@@ -339,7 +341,8 @@ print(servers().folder, *[server.pid for server in servers().status()], flush=Tr
 input()
 """
     arguments = [sys.executable, "-c", code]
-    with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+    own = {name: value for name, value in os.environ.items() if name != SHARED}
+    with subprocess.Popen(arguments, cwd=ROOT, env=own, stdin=PIPE, stdout=PIPE, text=True) as run:
         assert run.stdout is not None
         place, *pids = run.stdout.readline().split()
         assert len(pids) == len(NAMES)
@@ -349,7 +352,7 @@ input()
 
 
 def test_docker_runs_the_same_versions() -> None:
-    compose = (ROOT / "infra" / "compose.yaml").read_text()
+    compose = (ROOT / "infra" / "deploy" / "compose.yaml").read_text()
     images = dict(re.findall(r"image: (\S+):v?([0-9.]+)$", compose, re.MULTILINE))
     assert images == {
         "apache/kafka": versions.KAFKA, "mongo": versions.MONGODB, "versity/versitygw": versions.VERSITYGW

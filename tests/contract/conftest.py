@@ -11,10 +11,10 @@ import apsw
 import pytest
 
 from domain.ports import EventLog, ObjectStore, ReadStore, Topic, View
-from infra.file_objects import FileObjects
-from infra.sqlite import Readers
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
+from infra.storage.file_objects import FileObjects
+from infra.storage.sqlite import Readers
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
 from tests.contract.kafka import KafkaLogHarness
 from tests.contract.mongo import MongoStoreHarness
 from tests.contract.s3 import S3ObjectsHarness

@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Any
 
 from domain.ports import EventLog, Topic
-from infra.kafka import KafkaAccess
-from infra.kafka_log import KafkaLog
+from infra.storage.kafka import KafkaAccess
+from infra.storage.kafka_log import KafkaLog
 from tests.servers import servers
 
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pymongo
 
 from domain.ports import ReadStore, View
-from infra.mongo_store import MongoStore
+from infra.storage.mongo_store import MongoStore
 from tests.proxy import Proxy
 from tests.servers import servers
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from infra.s3_objects import Bucket, S3Objects
+from infra.storage.s3_objects import Bucket, S3Objects
 from tests.proxy import Proxy
 from tests.servers import servers
 

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain.errors import TooLargeError, UnavailableError, UncertainError
-from domain.ports import EventLog, Message, Position, Record, Topic, TopicPartition
+from domain.ports import Batch, EventLog, Message, Position, Record, Topic, TopicPartition, after
 from tests.conditions import eventually
 from tests.contract.conftest import PATIENCE, LogHarness
 
@@ -30,7 +30,7 @@ async def take(log: EventLog, start: Mapping[TopicPartition, int], count: int) -
     async with asyncio.timeout(PATIENCE):
         if count:
             async for batch in log.follow(start):
-                records += batch
+                records += batch.records
                 if len(records) >= count:
                     break
     return records
@@ -148,7 +148,7 @@ async def test_a_follower_sees_what_another_connection_appends_while_it_waits(lo
     follower = log.follow(beginning(logs.kept, logs.compacted))
     async with asyncio.timeout(PATIENCE):
         for number in range(10):
-            waiting = asyncio.ensure_future(anext(follower))
+            waiting = asyncio.ensure_future(_next_records(follower))
             writer, topic = ((log, logs.kept), (other, logs.compacted))[number % 2]
             [position] = await writer.append([message(topic, "key", number)])
             assert [record.position for record in await waiting] == [position]
@@ -238,6 +238,31 @@ async def test_an_unknown_topic_or_partition_is_refused(logs: LogHarness) -> Non
         await anext(log.follow({(logs.kept.name, 99): 0}))
 
 
+async def test_a_follower_reaches_the_ends_past_offsets_that_hold_no_record(logs: LogHarness) -> None:
+    log = await logs.open()
+    topic = logs.compacted
+    await log.append([message(topic, key, number) for number in range(5) for key in ("here", "gone")])
+    await log.append([Message(topic.name, "gone", None, {})])
+    # Kafka has erased by now, for which it takes ticks: they are the last that stands on its partitions. Of the other
+    # key it goes on erasing, to the last of its records.
+    before = await erased(log, topic, "gone")
+    ends = await _ends(log, topic)
+    followed: list[Record] = []
+    reached: dict[TopicPartition, int] = {}
+    async with asyncio.timeout(PATIENCE):
+        async for batch in log.follow(beginning(topic)):
+            followed += batch.records
+            behind = after(record.position for record in batch.records)
+            assert all(batch.reached[at] >= end for at, end in behind.items())
+            assert all(end > reached.get(at, 0) for at, end in batch.reached.items())
+            reached |= batch.reached
+            if all(reached.get(at, 0) >= end for at, end in ends.items()):
+                break
+    after_it = await everything(log, topic)
+    assert {each.position for each in after_it} <= {each.position for each in followed}
+    assert all(record in before for record in followed)
+
+
 async def test_ends_are_the_offsets_of_the_next_records(logs: LogHarness) -> None:
     log, other = await logs.open(), await logs.open()
     assert await log.ends(logs.kept.name) == dict.fromkeys(range(logs.kept.partitions), 0)
@@ -288,7 +313,7 @@ async def test_a_broken_connection_costs_no_record_no_order_and_no_repeat(logs: 
     async def follow() -> None:
         async for batch in log.follow(beginning(logs.kept)):
             async with progress:
-                seen.extend(batch)
+                seen.extend(batch.records)
                 progress.notify_all()
 
     async def reached(count: int) -> None:
@@ -324,6 +349,12 @@ async def test_a_broken_connection_costs_no_record_no_order_and_no_repeat(logs: 
     assert len(records) <= 480 + doubtful
     for key in keys:
         assert list(dict.fromkeys(by_key(records)[key])) == [b"%d" % number for number in range(60)]
+
+
+async def _next_records(follower: AsyncIterator[Batch[Record]]) -> Sequence[Record]:
+    while not (records := (await anext(follower)).records):
+        pass
+    return records
 
 
 async def _ends(log: EventLog, topic: Topic) -> dict[TopicPartition, int]:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from domain.errors import UnavailableError
-from domain.ports import Query, ReadStore, Scalar, View
+from domain.ports import Erasure, Query, ReadStore, Scalar, View
 from tests.contract.conftest import PATIENCE, StoreHarness
 
 
@@ -23,6 +24,7 @@ class Song(Struct, frozen=True, kw_only=True):
     rating: int = 0
     loud: bool = False
     withdrawn: bool = False
+    moods: tuple[str, ...] = ()
     title: str = ""
 
 
@@ -32,16 +34,18 @@ class Note(Struct, frozen=True, kw_only=True):
     created_at: str = ""
 
 
-def fields(song: Song) -> Mapping[str, Scalar]:
-    return {"genre": song.genre, "rating": song.rating, "loud": song.loud, "hidden": song.withdrawn}
+def fields(song: Song) -> Mapping[str, Scalar | tuple[Scalar, ...]]:
+    single = {"genre": song.genre, "rating": song.rating, "loud": song.loud, "hidden": song.withdrawn}
+    return {**single, "mood": song.moods}
 
 
-SONGS = View("songs", Song, fields, ("genre", "rating", "loud"))
+SONGS = View("songs", Song, fields, ("genre", "rating", "loud", "mood"), several=("mood",))
 NOTES = View("notes", Note)
 VIEWS = (SONGS, NOTES)
 
 MINUTES = st.integers(0, 5).map(lambda minute: f"2026-01-01T00:0{minute}:00Z")
 GENRES = st.sampled_from(["rock", "jazz", "ambient", None])
+MOODS = st.sampled_from(["calm", "dark", "ä/ '"])
 SHELVES = st.lists(
     st.builds(
         Song,
@@ -51,27 +55,36 @@ SHELVES = st.lists(
         rating=st.integers(1, 3),
         loud=st.booleans(),
         withdrawn=st.booleans(),
+        moods=st.sets(MOODS).map(tuple),
     ),
     max_size=25,
     unique_by=lambda song: song.id,
 )
 QUERIES = st.builds(
     Query,
-    equal=st.fixed_dictionaries({}, optional={"genre": GENRES, "rating": st.integers(1, 3), "loud": st.booleans()}),
+    equal=st.fixed_dictionaries(
+        {}, optional={"genre": GENRES, "rating": st.integers(1, 3), "loud": st.booleans(), "mood": MOODS}
+    ),
+    among=st.fixed_dictionaries({}, optional={"rating": st.lists(st.integers(1, 4), max_size=3)}),
     start=st.none() | MINUTES,
     end=st.none() | MINUTES,
     hidden=st.booleans(),
     after=st.none() | st.tuples(MINUTES, st.text("abcz", max_size=2)),
     offset=st.integers(0, 4),
     limit=st.integers(1, 10),
-)
+).filter(lambda query: query.equal.keys().isdisjoint(query.among))
 
 
 def matching(songs: Sequence[Song], query: Query) -> Iterator[Song]:
     for song in sorted(songs, key=lambda song: (song.created_at, song.id), reverse=True):
-        equal = all(fields(song)[name] == value for name, value in query.equal.items())
+        has = fields(song)
+        equal = all(
+            value in found if isinstance(found := has[name], tuple) else value == found
+            for name, value in query.equal.items()
+        )
+        among = all(has[name] in values for name, values in query.among.items())
         bounded = (query.start or "") <= song.created_at <= (query.end or "9")
-        if equal and bounded and song.withdrawn == query.hidden:
+        if equal and among and bounded and song.withdrawn == query.hidden:
             yield song
 
 
@@ -124,6 +137,23 @@ async def test_a_document_moves_between_lists_as_its_fields_change(store: ReadSt
     assert [song.position for song in await store.find(SONGS, Query(equal={"genre": "jazz"}))] == [3]
 
 
+async def test_a_document_is_listed_under_each_of_its_several_values_as_long_as_it_has_them(store: ReadStore) -> None:
+    async def listed(mood: str, **query: Any) -> list[str]:
+        found = Query(equal={"mood": mood}, **query)
+        songs = await store.find(SONGS, found)
+        assert await store.count(SONGS, found) == len(songs)
+        return [song.id for song in songs]
+
+    await save(store, Song(id="a", position=1, moods=("calm", "dark")), Song(id="b", position=2, moods=("dark",)))
+    assert await listed("dark") == ["b", "a"]
+    await save(store, Song(id="a", position=1, moods=("stale",)), Song(id="b", position=3, moods=("calm",)))
+    assert (await listed("dark"), await listed("calm"), await listed("stale")) == (["a"], ["b", "a"], [])
+    await save(store, Song(id="a", position=4, moods=("calm",), withdrawn=True))
+    assert (await listed("calm"), await listed("calm", hidden=True)) == (["b"], ["a"])
+    await erase(store, ("a", 3), ("b", 5))
+    assert (await listed("calm"), await listed("calm", hidden=True)) == ([], ["a"])
+
+
 async def test_hidden_documents_are_kept_and_listed_only_when_asked_for(store: ReadStore) -> None:
     hidden, shown = Song(id="h", withdrawn=True, genre="rock"), Song(id="s", genre="rock")
     await save(store, hidden, shown)
@@ -171,12 +201,43 @@ async def test_only_filters_may_be_asked_for(store: ReadStore) -> None:
             await ask(SONGS, Query(equal={"title": "x"}))
         with pytest.raises(ValueError, match="genre"):
             await ask(NOTES, Query(equal={"genre": "rock"}))
+        with pytest.raises(ValueError, match="title"):
+            await ask(SONGS, Query(among={"title": ["x"]}))
 
 
 async def test_views_do_not_see_each_others_documents(store: ReadStore) -> None:
     await store.save([(SONGS, Song(id="same")), (NOTES, Note(id="same", position=3))], {})
     assert await store.find(NOTES, Query()) == [Note(id="same", position=3)]
     assert await store.count(SONGS, Query()) == 1
+
+
+async def erase(store: ReadStore, *erased: tuple[str, int]) -> None:
+    await store.save([], {}, [Erasure(SONGS, id_, position) for id_, position in erased])
+
+
+async def test_of_an_erased_document_no_answer_has_anything(store: ReadStore) -> None:
+    await save(store, Song(id="a", position=1), Song(id="b", position=2, withdrawn=True), Song(id="c", position=3))
+    await erase(store, ("a", 4), ("b", 5))
+    assert await store.get(SONGS, ["a", "b", "c"]) == {"c": Song(id="c", position=3)}
+    assert [song.id async for song in store.scan(SONGS)] == ["c"]
+    for equal in ({}, {"genre": None}):
+        for hidden, left in ((False, ["c"]), (True, [])):
+            query = Query(equal=equal, hidden=hidden)
+            assert [song.id for song in await store.find(SONGS, query)] == left
+            assert await store.count(SONGS, query) == len(left)
+
+
+async def test_an_erasure_holds_against_what_is_older_and_gives_way_to_what_is_newer(store: ReadStore) -> None:
+    await erase(store, ("a", 4))
+    await save(store, Song(id="a", position=3))
+    await save(store, Song(id="a", position=4))
+    assert await store.get(SONGS, ["a"]) == {}
+    await save(store, Song(id="a", position=5, title="again"))
+    await erase(store, ("a", 5), ("a", 2))
+    assert (await store.get(SONGS, ["a"]))["a"].title == "again"
+    await store.save([(SONGS, Song(id="a", position=6))], {("jobs", 0): 8}, [Erasure(SONGS, "a", 7)])
+    assert await store.get(SONGS, ["a"]) == {}
+    assert await store.watermarks() == {("jobs", 0): 8}
 
 
 async def test_watermarks_are_what_was_saved_and_never_sink(store: ReadStore) -> None:

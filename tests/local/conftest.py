@@ -28,6 +28,17 @@ def _wiring() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that share so small a model with a busy machine spend their time waiting for each other."""
+    import torch  # noqa: PLC0415 -- most tests do without it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Running:
     """`text2song up` as a process of its own."""
 
@@ -52,7 +63,8 @@ class Running:
         return (self.data.parent / f"{self.data.name}.stderr").read_text()
 
     def wait_until_ready(self) -> None:
-        eventually_sync(lambda: self.http.get("/health/ready").status_code == 200)
+        """Until the model is loaded, too."""
+        eventually_sync(lambda: self.http.get("/health/ready").json()["generates"])
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.http.close()

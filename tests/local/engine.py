@@ -11,7 +11,7 @@ RATE = 8000
 
 
 class ScriptedEngine:
-    """Makes a tone a take. `faults` are raised first, one a request."""
+    """Makes a tone a take. `faults` are raised first, one a request, and `broken` at every one."""
 
     device = "cpu"
 
@@ -19,6 +19,8 @@ class ScriptedEngine:
         self.requests: list[EngineRequest] = []
         self.stopped: list[str] = []
         self.faults: list[Exception] = []
+        self.broken: EngineError | None = None
+        self.checks = 0
         self.open = asyncio.Event()
         self.open.set()
         self.clips_before_closing: int | None = None
@@ -33,6 +35,8 @@ class ScriptedEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
         self.requests.append(request)
+        if self.broken is not None:
+            raise self.broken
         if self.faults:
             raise self.faults.pop(0)
         try:
@@ -44,11 +48,18 @@ class ScriptedEngine:
                 elif self.clips_before_closing:
                     self.clips_before_closing -= 1
                 await self.open.wait()
+                if self.broken is not None:
+                    raise self.broken
                 yield Clip(
                     request_id=request.id, index=take.index, seed=take.seed, sample_rate=RATE, pcm=tone(take.seed)
                 )
         finally:
             self.stopped.append(request.id)
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.broken is not None:
+            raise self.broken
 
 
 def tone(seed: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":

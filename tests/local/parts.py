@@ -11,23 +11,30 @@ import httpx
 from uuid_utils import uuid7
 
 from api.app import create_app
-from api.feed import Feed
-from api.renditions import Renditions
-from api.services import Services
-from domain.events import JobSubmitted, timestamp
+from api.http.feed import Feed
+from api.http.hosts import AllowedHosts
+from api.http.renditions import Renditions
+from api.http.sealing import Seals
+from api.http.services import Services
+from domain.events import timestamp
+from domain.events.jobs import JobSubmitted
 from domain.jobs import JOBS, Job
 from domain.journal import Journal
 from domain.models import NOISE, Registry
-from infra.file_objects import FileObjects
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
-from projections.current import CurrentViews
-from projections.local import LocalHost
+from infra.storage.file_objects import FileObjects
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
+from projections.freshness.current import CurrentViews
+from projections.freshness.folded import Folded
+from projections.freshness.tail import Tail
+from projections.freshness.watermarks import Watermarks
+from projections.hosts.local import LocalHost
 from projections.project import VIEWS
-from projections.tail import Tail
 from tests import audit
 from tests.conditions import eventually
-from workers.generation import GenerationWorker, Generator
+from workers.claims import Claims
+from workers.generation import Generator, worker
+from workers.reactions import PROGRESS
 
 LEASE = 0.6
 
@@ -45,14 +52,16 @@ def submission(job_id: str, **changes: Any) -> JobSubmitted:
 
 
 class Parts:
-    def __init__(self, folder: Path, log: SqliteLog, store: SqliteStore, objects: FileObjects) -> None:
+    def __init__(
+        self, folder: Path, log: SqliteLog, store: SqliteStore, objects: FileObjects, *, is_folded: bool = True
+    ) -> None:
         self.folder = folder
         self.log = log
         self.store = store
         self.objects = objects
         self.journal = Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
-        self.host = LocalHost(log, store)
-        tail = Tail(self.host)
+        self.host: Folded = LocalHost(log, store) if is_folded else Watermarks(log, store)
+        tail = Tail(log, self.host)
         self.services = Services(
             journal=self.journal,
             views=CurrentViews(store, tail, self.host),
@@ -61,20 +70,22 @@ class Parts:
             folded=self.host,
             tail=tail,
             feed=Feed(self.journal, tail),
-            renditions=Renditions(objects),
+            renditions=Renditions(objects, 1_000_000_000),
+            seals=Seals(objects),
         )
+        app = create_app(self.services, AllowedHosts(frozenset({"studio"})))
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(cast("Any", create_app(self.services)), raise_app_exceptions=False),
-            base_url="http://studio",
+            transport=httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False), base_url="http://studio"
         )
 
-    def worker(self, engine: Generator) -> GenerationWorker:
-        return GenerationWorker(self.journal, self.store, self.objects, engine, NOISE.id, lease=LEASE, backoff=0.05)
+    def worker(self, engine: Generator, **options: Any) -> Claims[Job]:
+        options = {"lease": LEASE, "backoff": 0.05, **options}
+        return worker(self.journal, self.store, self.objects, engine, NOISE.id, **options)
 
     @contextlib.asynccontextmanager
-    async def working(self, *engines: Generator) -> AsyncIterator[list["asyncio.Task[None]"]]:
+    async def working(self, *engines: Generator, **options: Any) -> AsyncIterator[list["asyncio.Task[None]"]]:
         """Runs a worker for each engine; leaving stops them as a shutdown does."""
-        tasks = [asyncio.create_task(self.worker(engine).run()) for engine in engines]
+        tasks = [asyncio.create_task(self.worker(engine, **options).run()) for engine in engines]
         try:
             yield tasks
         finally:
@@ -87,7 +98,7 @@ class Parts:
         await self.host.caught_up(10)
         return (await self.store.get(JOBS, [job_id])).get(job_id)
 
-    async def when(self, job_id: str, *statuses: str) -> Job:
+    async def when(self, job_id: str, *statuses: str, seconds: float = 20.0) -> Job:
         """The job once it has one of the statuses."""
 
         async def reached() -> Job | None:
@@ -95,17 +106,17 @@ class Parts:
             return job if job and job.status in statuses else None
 
         try:
-            job = await eventually(reached)
+            job = await eventually(reached, seconds)
         except AssertionError:
             history = await self.history(job_id)
             raise AssertionError(f"{job_id} never became {statuses}: {await self.job(job_id)}, {history}") from None
         assert job is not None
         return job
 
-    async def history(self, job_id: str) -> list[str]:
-        """The types of the job's records, refused ones too."""
-        found = await audit.records(self.log, "jobs")
-        return [record.headers["ce_type"].split(".", 1)[1] for record in found if record.key == job_id]
+    async def history(self, key: str, topic: str = "jobs") -> list[str]:
+        """The types of the records of the key, refused ones too."""
+        found = await audit.records(self.log, topic)
+        return [record.headers["ce_type"].split(".", 1)[1] for record in found if record.key == key]
 
 
 async def stop(*tasks: "asyncio.Task[None]") -> None:
@@ -117,17 +128,19 @@ async def stop(*tasks: "asyncio.Task[None]") -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_parts(folder: Path, kind: type[SqliteStore] = SqliteStore) -> AsyncIterator[Parts]:
-    """Opened on a folder, which may hold a studio's past, and with the views and the feed running."""
+async def open_parts(
+    folder: Path, kind: type[SqliteStore] = SqliteStore, *, is_folded: bool = True
+) -> AsyncIterator[Parts]:
+    """Opened on a folder, which may hold a studio's past, with the feed running, and the views unless nobody folds."""
     async with contextlib.AsyncExitStack() as stack:
         log = await SqliteLog.open(folder / "events.db")
         stack.push_async_callback(log.close)
-        store = await kind.open(folder / "views.db", VIEWS)
+        store = await kind.open(folder / "views.db", (*VIEWS, PROGRESS))
         stack.push_async_callback(store.close)
-        parts = Parts(folder, log, store, await FileObjects.open(folder / "objects"))
+        parts = Parts(folder, log, store, await FileObjects.open(folder / "objects"), is_folded=is_folded)
         running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]
         stack.push_async_callback(stop, *running)
         stack.push_async_callback(parts.http.aclose)
         await parts.services.feed.started.wait()
-        assert await parts.host.caught_up(30)
+        assert not is_folded or await parts.host.caught_up(30)
         yield parts

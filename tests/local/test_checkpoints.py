@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from domain.models import NANO, NOISE
-from infra.settings import read
+from infra.settings import load
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
 
@@ -60,7 +61,7 @@ def test_noise_needs_no_files() -> None:
 
 
 def test_the_default_model_comes_along_and_its_files_set_the_limits_that_it_is_known_by() -> None:
-    checkpoint = resolve(read({}).model)
+    checkpoint = resolve(load({}).model)
     assert checkpoint.model is NANO
     folder = checkpoint.folder
     assert folder is not None
@@ -70,11 +71,23 @@ def test_the_default_model_comes_along_and_its_files_set_the_limits_that_it_is_k
     assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
 
 
-def test_a_folder_is_named_after_itself_and_sets_its_own_limits(folder: Path) -> None:
+def test_a_folder_is_named_after_itself_and_its_weights_and_sets_its_own_limits(folder: Path) -> None:
     checkpoint = resolve(str(folder))
     model = checkpoint.model
-    assert (model.id, model.sample_rate, model.channels, model.max_duration) == ("local/my-model", 32000, 2, 30.0)
-    assert (checkpoint.folder, checkpoint.model.revision) == (folder, None)
+    assert (model.sample_rate, model.channels, model.max_duration) == (32000, 2, 30.0)
+    assert model.revision is not None
+    assert model.id == f"local/my-model@{model.revision[:12]}"
+    assert checkpoint.folder == folder
+
+
+def test_folders_of_one_name_are_one_model_only_if_they_hold_the_same(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)
+    before = resolve(str(folder)).model.id
+    assert resolve(str(other)).model.id == before
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"1")
+    assert resolve(str(other)).model.id != before
 
 
 def test_a_short_position_table_shortens_the_longest_clip(folder: Path) -> None:
@@ -93,6 +106,10 @@ def test_a_cached_hub_model_is_known_with_its_commit(cached: Path) -> None:
 @pytest.mark.usefixtures("cached")
 def test_a_hub_model_that_is_not_here_says_how_to_get_it() -> None:
     assert "text2song models pull facebook/musicgen-large" in refusal("facebook/musicgen-large")
+
+
+def test_the_home_of_an_unknown_user_is_no_model() -> None:
+    assert refusal("~nobody-here/model").startswith("There is no model ~nobody-here/model")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -186,7 +203,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body: bytes | None = None
-        if self.path.startswith("/api/models/someone/song"):
+        if self.path.startswith("/api/models/someone/song/tree/"):
+            body = json.dumps(
+                [{"type": "file", "path": name, "oid": "0", "size": len(file)} for name, file in self.files.items()]
+            ).encode()
+        elif self.path.startswith("/api/models/someone/song"):
             body = json.dumps(
                 {"id": "someone/song", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
             ).encode()

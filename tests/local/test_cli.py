@@ -15,11 +15,15 @@ from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 
 
-def text2song(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def text2song(
+    *arguments: str, cwd: Path, sent: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`sent` is its standard input."""
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        input=sent,
         capture_output=True,
         text=True,
         timeout=60,
@@ -153,7 +157,7 @@ def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp
     """A job in hand goes back to the queue, and a follower's stream ends instead of holding the server up."""
     first = Running(tmp_path / "data")
     first.wait_until_ready()
-    job_id = first.http.post("/generate", json={"prompt": "x", "duration": 5, "num_samples": 16}).json()["job_id"]
+    job_id = first.http.post("/generate", json={"prompt": "x", "duration": 2, "num_samples": 5}).json()["job_id"]
     eventually_sync(lambda: first.http.get(f"/jobs/{job_id}").json()["sample_ids"])
     with first.http.stream("GET", f"/jobs/{job_id}/events") as stream:
         assert next(stream.iter_lines())
@@ -165,7 +169,7 @@ def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp
     made = eventually_sync(
         lambda: (found := second.http.get(f"/jobs/{job_id}").json())["status"] == "completed" and found
     )
-    assert (len(made["sample_ids"]), made["attempt"]) == (16, 2)
+    assert (len(made["sample_ids"]), made["attempt"]) == (5, 2)
     assert second.stop() == 0
     assert second.errors() == first.errors()
 
@@ -207,7 +211,14 @@ def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
     "arguments",
     [
         (),
-        *((name,) for name in ("up", "api", "project", "work", "rebuild", "generate", "demo", "settings")),
+        *(
+            (name,)
+            for name in (
+                *("up", "api", "project", "work", "rebuild", "purge", "generate", "rate", "listen"),
+                *("demo", "settings", "backup"),
+            )
+        ),
+        ("restore",),
         *(("models", name) for name in ("list", "pull")),
         *(("servers", name) for name in ("up", "down", "status")),
         ("contract", "export"),

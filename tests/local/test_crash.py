@@ -16,8 +16,8 @@ from typing import Final
 
 import httpx
 
-from infra.file_objects import FileObjects
-from infra.sqlite_log import SqliteLog
+from infra.storage.file_objects import FileObjects
+from infra.storage.sqlite_log import SqliteLog
 from tests import audit
 from tests.conditions import eventually
 from tests.customer import PATIENCE, Customer
@@ -25,7 +25,7 @@ from tests.digest import digests
 from tests.local.conftest import Running
 from tests.local.parts import open_parts
 
-KILLS: Final = int(os.environ.get("KILLS", "4"))
+KILLS: Final = int(os.environ.get("KILLS", "3"))
 SEED: Final = int(os.environ.get("SEED", Random().randrange(10**6)))
 
 
@@ -80,6 +80,7 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(customer.order())
             tasks.create_task(customer.reconsider())
+            tasks.create_task(customer.judge())
             for moment in islice(cycle((moments.working, moments.writing, moments.starting, moments.working)), KILLS):
                 with mortal(data) as studio:
                     customer.urls = [studio.url]
@@ -91,8 +92,10 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
         stack.push_async_callback(log.close)
         folded = await eventually(lambda: audit.settled(log, objects), PATIENCE)
         assert folded is not None
+        await eventually(lambda: audit.is_erased(log, customer), PATIENCE)
         assert studio.stop() == 0, studio.errors()
         await audit.compare(folded, customer, objects)
+        await audit.compare_feedback(log, customer)
         replayed = await audit.replayed(log, tmp_path)
 
     async with open_parts(data) as parts:
@@ -102,6 +105,7 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
     statuses = Counter(job.status for job, _ in folded.values())
     print(
         f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in statuses.items())}, "
-        f"{len(customer.deleted)} deleted; {sum(job.attempt for job, _ in folded.values())} attempts, "
+        f"{len(customer.deleted)} deleted; {len(customer.feedback)} times feedback, "
+        f"{len(customer.standing)} stand; {sum(job.attempt for job, _ in folded.values())} attempts, "
         f"{time.monotonic() - began:.0f} s"
     )

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
-from domain.events import JobCompleted, JobDeleted, JobEvent, JobStarted
+from domain.envelope import decode
+from domain.events import Recorded
+from domain.events.jobs import JobCompleted, JobDeleted, JobEvent, JobStarted
+from domain.events.progress import WorkerAlive
 from domain.jobs import JOBS
-from domain.ports import D, Position, ReadStore, View
-from infra.sqlite_store import SqliteStore
-from projections import tail as tails
+from domain.ports import Batch, D, Position, ReadStore, View, after
+from infra.storage.sqlite_store import SqliteStore
 from projections.audio import AUDIO, samples
-from projections.current import CurrentViews
-from projections.local import LocalHost
-from projections.tail import Tail
+from projections.freshness import tail as tails
+from projections.freshness.current import CurrentViews
+from projections.freshness.tail import Tail
+from projections.hosts.local import LocalHost
 from tests.conditions import eventually
 from tests.history import SUBMITTED, fold, recorded, sample
 from tests.local.parts import Parts, open_parts, submission
@@ -72,6 +75,15 @@ async def followed(parts: Parts, *events: JobEvent) -> None:
     assert await parts.services.tail.wait(await parts.journal.append(*events), 10)
 
 
+async def appended(parts: Parts, *events: JobEvent) -> AsyncIterator[Recorded]:
+    """In the order of each partition."""
+    positions = await parts.journal.append(*events)
+    for partition in sorted({position.partition for position in positions}):
+        for found in await parts.log.read("jobs", partition, 0, len(events)):
+            if found.position in positions:
+                yield decode(found)
+
+
 async def test_a_job_is_shown_cancelled_and_deleted_before_the_views_know_it(behind: tuple[Parts, Gated]) -> None:
     parts, store = behind
     store.saving.clear()
@@ -123,9 +135,9 @@ async def test_a_list_waits_for_what_was_ordered_here_and_then_does_without(
     assert (await parts.http.get("/jobs/stats")).json()["counts"] == {"queued": 1}
     store.saving.clear()
     await parts.http.delete(f"/generate/{job_id}")
-    monkeypatch.setattr("projections.current.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("projections.freshness.current.WAIT_SECONDS", 0.05)
     assert [item["status"] for item in (await parts.http.get("/jobs")).json()["items"]] == ["queued"]
-    monkeypatch.setattr("projections.current.WAIT_SECONDS", 3600)
+    monkeypatch.setattr("projections.freshness.current.WAIT_SECONDS", 3600)
     async with asyncio.timeout(10):
         assert [item["status"] for item in (await parts.http.get("/jobs")).json()["items"]] == ["queued"]
 
@@ -158,29 +170,83 @@ async def test_what_is_folded_and_forgotten_during_a_read_is_not_missed(
     store.saving.set()
     assert await parts.host.caught_up(10)
     await followed(parts, submission("another"))
-    await eventually(lambda: asyncio.sleep(0, not tail.held.of("jobs", "job")))
+
+    async def has_forgotten() -> bool:
+        return not await tail.unfolded.of("jobs", "job")
+
+    await eventually(has_forgotten)
     slow.answering.set()
     assert (await reading)["job"].status == "processing"
 
 
-async def test_the_tail_forgets_what_is_folded_and_takes_no_more_than_its_limit(
+async def test_the_tail_forgets_what_is_folded_and_is_never_full(
     behind: tuple[Parts, Gated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, store = behind
-    monkeypatch.setattr(tails, "FORGET_SECONDS", 0.01)
+    monkeypatch.setattr(tails, "FORGET_SECONDS", 0.0)
     store.saving.clear()
-    tail = Tail(parts.host, limit=2)
+    tail = Tail(parts.log, parts.host, limit=20)
     await tail.begin()
-    events = recorded(SUBMITTED, JobStarted(job_id="job", attempt=1, worker_id="worker"))
-    await tail.take(events[:1])
-    taking = asyncio.create_task(tail.take(events[1:]))
-    await asyncio.wait({taking}, timeout=0.1)
-    assert not taking.done()
-    assert [held.position.offset for held in tail.held.of("jobs", "job")] == [0, 1]
-    await parts.journal.append(*[submission("job")] * 2)
+    names = [f"job-{number}" for number in range(100)]
+    history = [record async for record in appended(parts, *(event for name in names for event in life(name)))]
+    for record in history:
+        tail.take(Batch([record], after([record.position])))
+    assert tail.unfolded.held.count < 20
+    for name in names:
+        assert await tail.unfolded.of("jobs", name) == [record for record in history if record.key == name]
+        assert await tail.unfolded.owner("jobs", f"{name}-1") == name
+    assert not await tail.unfolded.of("jobs", "another")
+    assert await tail.unfolded.owner("jobs", "another") is None
     store.saving.set()
-    await taking
-    assert tail.held.count == 0
+    assert await parts.host.caught_up(10)
+    tail.take(Batch([], {}))
+    assert (tail.unfolded.held.count, tail.unfolded.older) == (0, [])
+
+
+async def test_views_that_stand_still_make_no_job_unknown_and_no_key_free(
+    behind: tuple[Parts, Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, store = behind
+    monkeypatch.setattr(parts.services.tail, "_limit", 50)
+    store.saving.clear()
+    headers = {"Idempotency-Key": "once"}
+    first = await parts.http.post("/generate", json=REQUEST, headers=headers)
+    for number in range(100):
+        await parts.journal.append(*life(f"job-{number}"))
+    url = f"/jobs/{first.json()['job_id']}"
+    assert (await parts.http.get(url)).json()["status"] == "queued"
+    assert (await parts.http.get("/jobs/job-50")).json()["status"] == "completed"
+    assert (await parts.http.get("/audio/job-50-1")).json()["job_id"] == "job-50"
+    assert (await parts.http.get("/jobs/never")).status_code == 404
+    other = await parts.http.post("/generate", json={**REQUEST, "prompt": "wind"}, headers=headers)
+    assert other.status_code == 422
+    await parts.journal.append(WorkerAlive(worker_id="w", model_id="m", state="ready"))
+    await eventually(lambda: asyncio.sleep(0, parts.services.feed.workers()))
+    assert (await parts.http.delete(url)).json()["status"] == "cancelled"
+
+
+async def test_a_studio_that_starts_onto_a_backlog_which_nobody_folds_answers_all_but_lists(tmp_path: Path) -> None:
+    async with open_parts(tmp_path) as parts:
+        key = {"Idempotency-Key": "once"}
+        submitted = await parts.http.post("/generate", json=REQUEST, headers=key)
+        await parts.journal.append(*life("folded"))
+        assert await parts.host.caught_up(10)
+    async with open_parts(tmp_path, is_folded=False) as parts:
+        await parts.journal.append(*(event for number in range(50) for event in life(f"job-{number}")))
+    async with open_parts(tmp_path, is_folded=False) as parts:
+        await eventually(lambda: asyncio.sleep(0, parts.services.tail.is_complete))
+        assert (await parts.http.get("/jobs/job-20")).json()["status"] == "completed"
+        assert (await parts.http.get("/jobs/folded")).json()["status"] == "completed"
+        assert (await parts.http.get("/audio/job-49-1")).status_code == 200
+        again = await parts.http.post("/generate", json=REQUEST, headers=key)
+        assert (again.status_code, again.json()["job_id"]) == (202, submitted.json()["job_id"])
+        assert (await parts.http.delete("/jobs/job-20")).status_code == 200
+        assert (await parts.http.get("/jobs/job-20")).status_code == 404
+        listed = await parts.http.get("/jobs")
+        assert (listed.status_code, listed.json()["detail"]) == (
+            503,
+            "The views are still being folded from the log; ask again soon.",
+        )
 
 
 async def test_wherever_the_views_and_the_tail_meet_documents_are_the_fold_of_the_whole_log(tmp_path: Path) -> None:
@@ -205,8 +271,8 @@ async def test_wherever_the_views_and_the_tail_meet_documents_are_the_fold_of_th
             await store.save([(AUDIO, each) for each in samples(job)] + [(JOBS, job)], {})
         for begun in range(folded + 1):
             host = LocalHost(log=None, store=store)  # type: ignore[arg-type]
-            current = CurrentViews(store, tail := Tail(host), host)
-            tail.held.add(history[begun:])
+            current = CurrentViews(store, tail := Tail(None, host), host)  # type: ignore[arg-type]
+            tail.unfolded.held.add(history[begun:])
             assert await current.get(JOBS, ["job"]) == {"job": whole}
             assert await current.get(AUDIO, [*made, "another"]) == made
         await store.close()

@@ -1,4 +1,5 @@
 import asyncio
+import multiprocessing
 import os
 import signal
 import sys
@@ -77,10 +78,13 @@ async def test_cancelling_the_task_stops_the_request(real: EngineProcess) -> Non
     assert len(await waiting) == 1
 
 
-async def test_ctrl_c_in_the_terminal_is_left_to_the_parent(real: EngineProcess) -> None:
-    assert real.pid
-    os.kill(real.pid, signal.SIGINT)
+async def test_signals_to_stop_are_left_to_the_parent(real: EngineProcess) -> None:
+    pid = real.pid
+    assert pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
     assert len(await sing(real, request(1))) == 1
+    assert real.pid == pid
 
 
 async def test_a_killed_child_fails_its_request_and_its_successor_sings_the_same(real: EngineProcess) -> None:
@@ -95,6 +99,29 @@ async def test_a_killed_child_fails_its_request_and_its_successor_sings_the_same
     assert not real.alive
     assert np.array_equal(await sing(real, request(1)), before)
     assert real.pid != pid
+
+
+def loads_once(mark: Path) -> Engine:
+    if mark.exists():
+        raise EngineError("The weights are gone.")
+    mark.touch()
+    return Scripted()
+
+
+async def test_a_check_tells_a_request_that_failed_from_an_engine_that_cannot_work(
+    tmp_path: Path, real: EngineProcess
+) -> None:
+    await real.check()
+    process = EngineProcess(loads_once, tmp_path / "mark")
+    await process.check()
+    with pytest.raises(EngineError, match="too long"):
+        await sing(process, request(1, duration=31))
+    await process.check()
+    await process.stop()
+    for call in (process.check(), sing(process, request(1))):
+        with pytest.raises(EngineError, match="The weights are gone") as caught:
+            await call
+        assert caught.value.transient
 
 
 class Scripted:
@@ -152,11 +179,6 @@ def loads_for_ever() -> Engine:
 
 
 def hangs() -> Engine:
-    return Scripted(sleeps)
-
-
-def hangs_and_will_not_end() -> Engine:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return Scripted(sleeps)
 
 
@@ -272,7 +294,7 @@ async def test_a_model_that_cannot_be_loaded_is_a_sentence(build: Callable[[], E
     assert not process.alive
 
 
-@pytest.mark.parametrize(("build", "said"), [(hangs, "said nothing for 0.5 s"), (exits, r"died \(exit code 3\)")])
+@pytest.mark.parametrize(("build", "said"), [(hangs, "did not respond for 0.5 s"), (exits, r"died \(exit code 3\)")])
 async def test_a_child_that_hangs_or_ends_at_work_is_a_transient_failure(
     build: Callable[[], Engine], said: str
 ) -> None:
@@ -283,8 +305,8 @@ async def test_a_child_that_hangs_or_ends_at_work_is_a_transient_failure(
     assert not process.alive
 
 
-async def test_a_child_that_will_not_end_is_killed_after_its_time_of_grace() -> None:
-    process = EngineProcess(hangs_and_will_not_end, stop_timeout=0.2)
+async def test_stopping_ends_a_child_that_hangs() -> None:
+    process = EngineProcess(hangs)
     await process.start()
     singing = asyncio.create_task(sing(process, request(1)))
     await asyncio.sleep(0)
@@ -294,23 +316,39 @@ async def test_a_child_that_will_not_end_is_killed_after_its_time_of_grace() -> 
     assert not process.alive
 
 
+@pytest.mark.parametrize("turns", [1, 3])
+async def test_a_start_that_is_cancelled_at_once_leaves_no_child_behind(turns: int) -> None:
+    others = set(multiprocessing.active_children())
+    process = EngineProcess(loads_for_ever)
+    starting = asyncio.create_task(process.start())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert set(multiprocessing.active_children()) == others
+
+
 PARENT = """
 import asyncio
-from tests.local.test_engine_process import EngineProcess, hangs, request, sing
+from tests.local.test_engine_process import EngineProcess, hangs, request, sing, sings
 
-async def main():
+async def killed():
     process = EngineProcess(hangs)
     await sing(process, request(1))
 
+async def forgetful():
+    await sing(EngineProcess(sings), request(1))
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run({}())
 """
 
 
 async def test_a_child_in_the_middle_of_a_step_does_not_outlive_its_parent(tmp_path: Path) -> None:
     """Both hold the pipe that is read here, so it ends when both are gone."""
     script = tmp_path / "parent.py"
-    script.write_text(PARENT)
+    script.write_text(PARENT.format("killed"))
     parent = await asyncio.create_subprocess_exec(
         sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
     )
@@ -320,3 +358,13 @@ async def test_a_child_in_the_middle_of_a_step_does_not_outlive_its_parent(tmp_p
         parent.kill()
         assert await parent.stdout.read() == b""
         await parent.wait()
+
+
+async def test_a_parent_that_forgets_its_child_ends_it_when_it_exits(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format("forgetful"))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
+    async with asyncio.timeout(60):
+        assert await parent.wait() == 0

@@ -8,7 +8,7 @@ import pytest
 
 from domain.errors import UnavailableError
 from domain.ports import ObjectInfo
-from infra.file_objects import FileObjects
+from infra.storage.file_objects import FileObjects
 from tests.contract.conftest import full_disk
 
 
@@ -130,3 +130,12 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises((UnavailableError, ValueError), match="file"):
         await FileObjects.open(tmp_path / "file" / "objects")
+
+
+async def test_other_users_cannot_read_secrets(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    for _ in range(2):
+        await objects.put("secrets/trials", b"1", replace=False)
+        assert (root / "secrets/trials").stat().st_mode & 0o777 == 0o600
+    await objects.put("secrets/trials", b"2")
+    assert (root / "secrets/trials").stat().st_mode & 0o777 == 0o600

@@ -4,18 +4,32 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from domain import prompts
 from domain.errors import UnavailableError
-from domain.events import JobCancelRequested, JobDeleted, JobStarted, SampleGenerated, timestamp
+from domain.events import Event, timestamp
+from domain.events.jobs import (
+    JobAttemptFailed,
+    JobCancelled,
+    JobCancelRequested,
+    JobCompleted,
+    JobDeleted,
+    JobStarted,
+    SampleGenerated,
+)
+from domain.events.progress import WorkerAlive
+from domain.events.prompts import PromptCreated
 from domain.jobs import MAX_LOST, Job
 from domain.ports import ObjectInfo
-from infra.file_objects import FileObjects
+from infra.storage.file_objects import FileObjects
 from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine, out_of_memory
-from tests.local.parts import LEASE, Parts, open_parts, stop
+from tests.local.parts import LEASE, Parts, open_parts, stop, submission
 from workers.engine import EngineError
+from workers.generation import Generation
 
 
 async def keys(parts: Parts, job_id: str) -> list[str]:
@@ -27,7 +41,7 @@ async def test_a_job_is_generated_stored_and_reported(parts: Parts) -> None:
         await parts.submit("j1", seeds=[41, 42])
         job = await parts.when("j1", "completed")
     assert [sample.event.seed for sample in job.samples] == [41, 42]
-    assert await keys(parts, "j1") == [f"samples/j1/1/{name}" for name in ("0.flac", "0.json", "1.flac", "1.json")]
+    assert await keys(parts, "j1") == [f"samples/j1/1/1/{name}" for name in ("0.flac", "0.json", "1.flac", "1.json")]
     assert await parts.history("j1") == [
         "job.submitted.v1",
         "job.started.v1",
@@ -220,7 +234,7 @@ async def test_audio_stored_by_a_worker_that_died_before_saying_so_is_removed(pa
         await parts.when("j1", "completed")
 
         async def clean() -> bool:
-            return await keys(parts, "j1") == ["samples/j1/2/0.flac", "samples/j1/2/0.json"]
+            return await keys(parts, "j1") == ["samples/j1/2/2/0.flac", "samples/j1/2/2/0.json"]
 
         await eventually(clean)
     assert await keys(parts, "j11") == ["samples/j11/1/0.flac"]
@@ -252,6 +266,97 @@ class SlowObjects(FileObjects):
         return await super().put(key, data, replace=replace)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_worker_that_lost_its_claim_leaves_nothing_of_a_job_that_another_cleans_up(
+    parts: Parts, tmp_path: Path, *, is_first: bool
+) -> None:
+    """Whether its upload ends after the other's last word or before, and though it is told to stop just then."""
+    parts.objects = slow = await SlowObjects.open(tmp_path / "objects")
+    heir = WorkerAlive(worker_id="heir", model_id="model", state="busy")
+    async with parts.working(ScriptedEngine()), asyncio.TaskGroup() as tasks:
+        living = tasks.create_task(_again_and_again(parts, heir))
+        await parts.submit("j1")
+        await slow.writing.wait()
+        await parts.journal.append(JobStarted(job_id="j1", attempt=2, worker_id="heir"), JobDeleted(job_id="j1"))
+        await parts.when("j1", "cancelling")
+        await parts.objects.delete("samples/j1")
+        if is_first:
+            await parts.journal.append(JobCancelled(job_id="j1", worker_id="heir"))
+            await parts.when("j1", "cancelled")
+        slow.go_on.set()
+        living.cancel()
+    assert await keys(parts, "j1") == []
+
+
+@pytest.mark.parametrize("event", [JobCompleted, JobDeleted])
+async def test_a_closed_job_that_is_submitted_again_is_not_run_again(
+    parts: Parts, event: type[JobCompleted | JobDeleted]
+) -> None:
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[1])
+        before = await parts.when("j1", "completed")
+    if event is JobDeleted:
+        await parts.journal.append(JobDeleted(job_id="j1"))
+    await parts.job("j1")
+    engine = ScriptedEngine()
+    async with parts.working(engine):
+        await parts.submit("j2", seeds=[1])
+        await parts.when("j2", "completed")
+        await parts.submit("j1", seeds=[7])
+        await parts.submit("j3", seeds=[1])
+        await parts.when("j3", "completed")
+    after = await parts.job("j1")
+    assert after is not None
+    assert (after.attempt, after.samples) == (before.attempt, before.samples)
+    assert [request.id for request in engine.requests] == ["j2/1", "j3/1"]
+    assert (await parts.history("j1")).count("job.started.v1") == 1
+
+
+async def test_a_prompt_that_the_log_did_not_take_is_kept_with_its_job(parts: Parts) -> None:
+    for job_id in ("whole", "half"):
+        events: list[Event] = [submission(job_id, prompt_id=prompts.own_id(job_id), seeds=[1])]
+        if job_id == "whole":
+            events = [PromptCreated(prompt_id=prompts.own_id(job_id), text="rain on a tin roof"), *events]
+        await parts.journal.append(*events)
+    async with parts.working(ScriptedEngine()):
+        for job_id in ("whole", "half"):
+            await parts.when(job_id, "completed")
+            await parts.host.caught_up(10)
+            shown = await parts.http.get(f"/prompts/{prompts.own_id(job_id)}")
+            assert (shown.status_code, shown.json()["text"]) == (200, "rain on a tin roof")
+            assert await parts.history(prompts.own_id(job_id), "prompts") == ["prompt.created.v1"]
+
+
+async def test_the_most_urgent_of_many_is_found_without_looking_at_all(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[str] = []
+    urgency = Generation.urgency
+
+    def weighing(self: Generation, job: Job) -> Any:
+        weighed.append(job.id)
+        return urgency(self, job)
+
+    monkeypatch.setattr(Generation, "urgency", weighing)
+    names = [f"j{number}" for number in range(40)]
+    for name in names:
+        await parts.submit(name, seeds=[1])
+    async with parts.working(engine := ScriptedEngine()):
+        for name in names:
+            await parts.when(name, "completed")
+    assert [request.id for request in engine.requests] == [f"{name}/1" for name in names]
+    assert len(weighed) <= 3 * len(names)
+
+
+async def test_a_retry_on_a_day_that_its_month_does_not_have_is_due(parts: Parts) -> None:
+    await parts.submit("j1", seeds=[1])
+    await parts.journal.append(JobStarted(job_id="j1", attempt=1, worker_id="gone"))
+    never = "2026-02-31T12:00:00.000000Z"
+    await parts.journal.append(JobAttemptFailed(job_id="j1", attempt=1, error="no luck", retry_at=never))
+    async with parts.working(ScriptedEngine()):
+        await parts.when("j1", "completed")
+
+
 async def test_a_second_cancel_does_not_break_into_the_clean_up_of_the_first(parts: Parts, tmp_path: Path) -> None:
     parts.objects = slow = await SlowObjects.open(tmp_path / "objects")
     async with parts.working(ScriptedEngine()):
@@ -276,7 +381,7 @@ async def test_a_dead_workers_job_of_another_model_goes_back_to_the_queue(parts:
         job = await parts.when("j1", "queued")
         assert engine.requests == []
         shown = (await parts.http.get("/jobs/j1")).json()
-    assert (job.failures, job.lost) == (0, 0)
+    assert (job.failures, job.lost) == (0, 1)
     assert shown["stage"] == "waits for a worker with the model facebook/musicgen-small"
 
 
@@ -382,3 +487,9 @@ async def _kill(parts: Parts, task: "asyncio.Task[None]") -> None:
         await stop(task)
     finally:
         parts.journal.append = append  # type: ignore[method-assign, assignment]
+
+
+async def _again_and_again(parts: Parts, event: WorkerAlive) -> None:
+    while True:
+        await parts.journal.append(event)
+        await asyncio.sleep(LEASE / 10)

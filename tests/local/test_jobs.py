@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from domain.events import AdapterSnapshot
+from domain.events.jobs import AdapterSnapshot, JobCancelRequested, JobDeleted
 from domain.models import NOISE
 from domain.ports import Message
-from infra.client import StudioClient
+from infra.cli.client import StudioClient
 from tests import audit
 from tests.conditions import eventually, eventually_sync
 from tests.local.conftest import Running
@@ -23,6 +23,8 @@ from tests.local.parts import Parts
 from workers.engine import EngineError
 
 LONG: dict[str, Any] = {"duration": 30, "num_samples": 16}
+# Is as far from its end when its first sample is there.
+MANY: dict[str, Any] = {"duration": 5, "num_samples": 16}
 
 
 def submit(studio: Running, **request: Any) -> str:
@@ -173,7 +175,7 @@ def test_scenario_cancel_queued_job(studio: Running) -> None:
 
 
 def test_scenario_cancel_processing_job(studio: Running) -> None:
-    job_id = submit(studio, **LONG)
+    job_id = submit(studio, **MANY)
     folder = studio.data / "objects" / "samples" / job_id
     eventually_sync(lambda: list(folder.rglob("*.flac")))
     answer = studio.http.delete(f"/generate/{job_id}")
@@ -213,7 +215,7 @@ def test_scenario_delete_a_queued_job(studio: Running) -> None:
 
 
 def test_scenario_delete_a_processing_job(studio: Running) -> None:
-    job_id = submit(studio, **LONG)
+    job_id = submit(studio, **MANY)
     folder = studio.data / "objects" / "samples" / job_id
     eventually_sync(lambda: list(folder.rglob("*.flac")))
     answer = studio.http.delete(f"/jobs/{job_id}")
@@ -409,7 +411,7 @@ def follow(
 
 def test_a_job_is_followed_live_and_from_where_a_client_stopped(studio: Running) -> None:
     blocker = hold_the_worker(studio)
-    job_id = submit(studio, num_samples=2, duration=5)
+    job_id = submit(studio, num_samples=2, duration=2)
     events = follow(studio, job_id, at_first=lambda: delete(studio, blocker))
     names = [name for name, _, _ in events if name != "progress"]
     assert names == ["snapshot", "started", "sample", "sample", "completed"]
@@ -423,7 +425,7 @@ def test_a_job_is_followed_live_and_from_where_a_client_stopped(studio: Running)
 
 
 async def test_a_client_waits_through_heartbeats(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.events.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("api.job_events.HEARTBEAT_SECONDS", 0.02)
     engine = ScriptedEngine()
     engine.close_after(0)
     client = StudioClient("studio")
@@ -465,6 +467,44 @@ async def test_what_landed_twice_is_told_once(parts: Parts) -> None:
         "event: sample",
         "event: completed",
     ]
+
+
+@pytest.mark.parametrize("last", ["", "abc", "7f3c-1", "-1", "9" * 30, "999999999999"])
+def test_an_id_that_is_none_of_the_jobs_gets_a_snapshot(studio: Running, last: str) -> None:
+    job_id = submit(studio)
+    when(studio, job_id, "completed")
+    assert [name for name, _, _ in follow(studio, job_id, last)] == ["snapshot"]
+
+
+async def test_a_client_that_missed_nothing_makes_nobody_read_the_log(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.submit("waiting")
+    job = await parts.when("waiting", "queued")
+
+    async def read(*_: object) -> list[object]:
+        raise AssertionError
+
+    monkeypatch.setattr(parts.log, "read", read)
+    following = asyncio.create_task(
+        parts.http.get("/jobs/waiting/events", headers={"Last-Event-ID": str(job.position)})
+    )
+    await eventually(lambda: asyncio.sleep(0, "waiting" in parts.services.feed._listeners))
+    await parts.http.delete("/generate/waiting")
+    told = (await following).text
+    assert [line for line in told.splitlines() if line.startswith("event")] == ["event: cancelled"]
+
+
+async def test_a_client_that_missed_very_much_gets_a_snapshot(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.job_events.MISSED", 3)
+    async with parts.working(ScriptedEngine()):
+        await parts.submit("j1", seeds=[1])
+        ended = await parts.when("j1", "completed")
+        assert ended.position - ended.origin == 3
+        await parts.journal.append(JobDeleted(job_id="other"), JobCancelRequested(job_id="j1"))
+        await parts.when("j1", "completed")
+    told = await parts.http.get("/jobs/j1/events", headers={"Last-Event-ID": str(ended.origin)})
+    assert [line for line in told.text.splitlines() if line.startswith("event")] == ["event: snapshot"]
 
 
 def test_a_cancel_is_seen_by_who_follows(studio: Running) -> None:

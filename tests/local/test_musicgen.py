@@ -11,24 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from domain.events import Sampling
+from domain.events.jobs import Sampling
 from domain.models import NOISE
 from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.musicgen.engine import MusicgenEngine, draw, gumbel, keep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PROMPT = "slow dub techno with a warm bass"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that share so small a model with a busy machine spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +207,7 @@ def test_a_saved_model_sings_like_the_one_it_was_saved_from(engine: MusicgenEngi
 def test_damaged_weights_are_refused_by_name(saved: Path, tmp_path: Path) -> None:
     for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
-    with pytest.raises(EngineError, match=f"Model local/{tmp_path.name} cannot be loaded: "):
+    with pytest.raises(EngineError, match=rf"Model local/{tmp_path.name}@[0-9a-f]{{12}} cannot be loaded: "):
         MusicgenEngine.load(resolve(str(tmp_path)), "cpu")
 
 
@@ -235,23 +228,23 @@ def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["decoder.lm_heads.0.weight", "audio_encoder.decoder.layers.0.conv.bias"])
-def test_numbers_that_are_not_finite_fail_the_request_for_good(part: str) -> None:
+def test_numbers_that_are_not_finite_are_no_fault_of_the_request(part: str) -> None:
     network, tokenizer = noise.build()
     network.get_parameter(part).data.fill_(torch.nan)
     *_, last = updates(MusicgenEngine(network, tokenizer, NOISE, CPU), request(1))
     assert isinstance(last, Failure)
     assert "not finite" in last.error
-    assert not last.transient
+    assert last.transient
 
 
 @pytest.mark.parametrize(
-    ("error", "said", "transient"),
+    ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "cpu ran out of memory on a clip of 1 s", True),
-        (ZeroDivisionError("by zero"), "Generation failed: by zero", False),
+        (torch.OutOfMemoryError("CUDA out of memory"), "cpu ran out of memory on a clip of 1 s"),
+        (ZeroDivisionError("by zero"), "Generation failed: by zero"),
     ],
 )
-def test_a_step_that_fails_ends_the_request_and_frees_the_engine(error: Exception, said: str, transient: bool) -> None:
+def test_a_step_that_fails_ends_the_request_and_frees_the_engine(error: Exception, said: str) -> None:
     network, tokenizer = noise.build()
     engine = MusicgenEngine(network, tokenizer, NOISE, CPU)
 
@@ -261,7 +254,7 @@ def test_a_step_that_fails_ends_the_request_and_frees_the_engine(error: Exceptio
     with network.decoder.register_forward_pre_hook(fail):
         *_, last = updates(engine, request(1))
     assert isinstance(last, Failure)
-    assert last.transient is transient
+    assert last.transient
     assert said in last.error
     assert len(sing(engine, request(1))) == 1
 

@@ -1,4 +1,4 @@
-"""The recipe of musicgen-nano: what it learns from, how its runs go on, and what it has learnt."""
+"""musicgen-nano: its training data, the resuming of its training runs, and the trained model."""
 
 import io
 from pathlib import Path
@@ -18,16 +18,24 @@ from tests.local.conftest import Running
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano import codec, words
-from workers.engines.musicgen.nano.codec import BOOKS, CODES, WIDTH, Quantiser
+from workers.engines.musicgen.nano.codec import CODEBOOK_DIM, CODEBOOK_SIZE, NUM_CODEBOOKS, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
-from workers.engines.musicgen.nano.evaluation import sing
-from workers.engines.musicgen.nano.instruments import FRAMES, RATE
-from workers.engines.musicgen.nano.judge import TOLERANCE, tempo
-from workers.engines.musicgen.nano.language_model import IGNORED, delayed, forward, losses, text
+from workers.engines.musicgen.nano.evaluation import generate_clip
+from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE
+from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, tempo
+from workers.engines.musicgen.nano.language_model import (
+    IGNORE_INDEX,
+    apply_delay_pattern,
+    codebook_losses,
+    encode_text,
+    forward,
+)
 from workers.engines.musicgen.nano.run import Run
-from workers.engines.musicgen.nano.songs import EIGHTHS, STYLES, Song, compose, play
+from workers.engines.musicgen.nano.songs import EIGHTH_FRAMES, STYLES, Song, compose, play
 
-UNHEARD = range(7_500_000, 7_500_016)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNSEEN_SEEDS = range(7_500_000, 7_500_016)
 
 
 def test_a_seed_always_gives_the_same_song() -> None:
@@ -35,59 +43,61 @@ def test_a_seed_always_gives_the_same_song() -> None:
     audio = play(song, 2.0)
     assert compose(5) == song
     assert (play(song, 2.0) == audio).all()
-    assert audio.shape == (2 * RATE,)
+    assert audio.shape == (2 * SAMPLE_RATE,)
     assert 0.1 < np.abs(audio).max() < 0.95
     assert not np.array_equal(play(compose(6), 2.0), audio)
 
 
-def test_the_tempo_that_was_played_is_heard() -> None:
-    songs = [compose(seed) for seed in UNHEARD]
+def test_the_judge_recognises_the_tempo_of_songs() -> None:
+    songs = [compose(seed) for seed in UNSEEN_SEEDS]
     assert len({song.style for song in songs}) > len(STYLES) / 2
-    heard = [abs(tempo(play(song)) / song.tempo - 1) < 0.05 for song in songs]
-    assert sum(heard) >= len(heard) - 1
+    correct = [abs(tempo(play(song)) / song.tempo - 1) < 0.05 for song in songs]
+    assert sum(correct) >= len(correct) - 1
 
 
-def test_every_tempo_is_played_within_a_twentieth_and_begins_with_frames() -> None:
+def test_a_song_is_played_within_a_twentieth_of_its_tempo() -> None:
     for seed in range(500):
         song = compose(seed)
-        assert abs(60 * FRAMES / (2 * song.eighth) / song.tempo - 1) < 0.05
-    assert {compose(seed).eighth for seed in range(500)} == set(EIGHTHS)
+        assert abs(60 * FRAME_RATE / (2 * song.eighth_frames) / song.tempo - 1) < 0.05
+    assert {compose(seed).eighth_frames for seed in range(500)} == set(EIGHTH_FRAMES)
 
 
-def test_prompts_say_what_the_song_is_in_words_that_the_tokenizer_knows() -> None:
-    tokenizer: Any = words.build()
-    unknown = tokenizer.convert_tokens_to_ids(words.UNKNOWN)
-    for seed in UNHEARD:
+def test_the_tokenizer_knows_every_word_of_the_prompts() -> None:
+    tokenizer: Any = words.build_tokenizer()
+    unknown = tokenizer.convert_tokens_to_ids(words.UNK)
+    for seed in UNSEEN_SEEDS:
         rng, song = np.random.default_rng(seed), compose(seed)
         for prompt in (describe(song, rng), request(song, rng)):
             assert unknown not in tokenizer(prompt).input_ids, prompt
         assert f"{song.tempo} bpm" in request(song, rng)
     assert tokenizer.convert_ids_to_tokens(tokenizer("A SAD jazz-tune, 93bpm: xyzzy!").input_ids) == [
-        *("a", "sad", "jazz", "tune", "93", "bpm", words.UNKNOWN, words.END)
+        *("a", "sad", "jazz", "tune", "93", "bpm", words.UNK, words.EOS)
     ]
 
 
-def test_tempi_that_are_close_begin_with_embeddings_that_are_close() -> None:
-    scale = words.scale(128)
-    near = np.linalg.norm(scale[words.NUMBERS.index(100)] - scale[words.NUMBERS.index(101)])
-    far = np.linalg.norm(scale[words.NUMBERS.index(100)] - scale[words.NUMBERS.index(120)])
+def test_close_tempi_have_close_initial_embeddings() -> None:
+    embeddings = words.tempo_embeddings(128)
+    near = np.linalg.norm(embeddings[words.NUMBERS.index(100)] - embeddings[words.NUMBERS.index(101)])
+    far = np.linalg.norm(embeddings[words.NUMBERS.index(100)] - embeddings[words.NUMBERS.index(120)])
     assert near < far / 2
 
 
-def test_codebook_k_is_k_steps_late_and_each_step_sees_only_what_came_before() -> None:
-    codes = torch.arange(2 * BOOKS * 5).view(2, BOOKS, 5)
-    inputs, labels = delayed(codes)
-    for book in range(BOOKS):
-        assert labels[1, book].tolist() == [IGNORED] * book + codes[1, book].tolist() + [IGNORED] * (BOOKS - 1 - book)
-    padded = torch.where(labels == IGNORED, CODES, labels)
-    assert (inputs.view(2, BOOKS, -1)[..., 1:] == padded[..., :-1]).all()
-    assert (inputs.view(2, BOOKS, -1)[..., 0] == CODES).all()
+def test_the_delay_pattern_delays_codebook_k_by_k_steps_and_inputs_are_labels_one_step_earlier() -> None:
+    codes = torch.arange(2 * NUM_CODEBOOKS * 5).view(2, NUM_CODEBOOKS, 5)
+    input_ids, labels = apply_delay_pattern(codes)
+    for book in range(NUM_CODEBOOKS):
+        assert labels[1, book].tolist() == [IGNORE_INDEX] * book + codes[1, book].tolist() + [IGNORE_INDEX] * (
+            NUM_CODEBOOKS - 1 - book
+        )
+    padded = torch.where(labels == IGNORE_INDEX, CODEBOOK_SIZE, labels)
+    assert (input_ids.view(2, NUM_CODEBOOKS, -1)[..., 1:] == padded[..., :-1]).all()
+    assert (input_ids.view(2, NUM_CODEBOOKS, -1)[..., 0] == CODEBOOK_SIZE).all()
 
 
-def test_each_codebook_takes_up_what_the_last_one_left() -> None:
+def test_each_codebook_quantises_the_residual_of_the_ones_before() -> None:
     torch.manual_seed(0)
-    quantiser, latents = Quantiser(), torch.randn(4000, 8) @ torch.randn(8, WIDTH)
-    quantiser.start(latents)
+    quantiser, latents = Quantiser(), torch.randn(4000, 8) @ torch.randn(8, CODEBOOK_DIM)
+    quantiser.init_codebooks(latents)
     codes, quantised = quantiser.eval()(latents)
     rest, energy = latents, []
     for book, found in zip(quantiser.books, codes, strict=True):
@@ -97,10 +107,10 @@ def test_each_codebook_takes_up_what_the_last_one_left() -> None:
     assert torch.allclose(quantised, latents - rest, atol=1e-4)
 
 
-def test_a_code_out_of_use_starts_again_where_there_is_something() -> None:
+def test_a_dead_code_restarts_from_a_random_latent() -> None:
     torch.manual_seed(0)
-    quantiser, latents = Quantiser(), torch.randn(2000, WIDTH)
-    quantiser.start(latents)
+    quantiser, latents = Quantiser(), torch.randn(2000, CODEBOOK_DIM)
+    quantiser.init_codebooks(latents)
     quantiser.books[0, 7] = 1e3
     quantiser.sums[0, 7] = 1e3 * quantiser.counts[0, 7]
     for _ in range(260):
@@ -108,7 +118,7 @@ def test_a_code_out_of_use_starts_again_where_there_is_something() -> None:
     assert quantiser.books[0, 7].abs().max() < 10
 
 
-def steps(folder: Path, stop_at: int | None = None) -> list[float]:
+def train_linear(folder: Path, stop_at: int | None = None) -> list[float]:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 4)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -117,7 +127,7 @@ def steps(folder: Path, stop_at: int | None = None) -> list[float]:
         if step == stop_at:
             break
         for group in optimiser.param_groups:
-            group["lr"] = run.rate(0.1)
+            group["lr"] = run.learning_rate(0.1)
         loss = (model(torch.randn(8, 4)) - 1).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -129,13 +139,13 @@ def steps(folder: Path, stop_at: int | None = None) -> list[float]:
     return [float(value) for value in model.weight.detach().flatten()]
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    steps(tmp_path / "stopped", stop_at=13)
-    assert steps(tmp_path / "stopped") == steps(tmp_path / "whole")
+def test_a_resumed_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    train_linear(tmp_path / "stopped", stop_at=13)
+    assert train_linear(tmp_path / "stopped") == train_linear(tmp_path / "whole")
 
 
 def test_a_run_of_another_length_is_refused(tmp_path: Path) -> None:
-    steps(tmp_path)
+    train_linear(tmp_path)
     with pytest.raises(SystemExit, match="of a run of 20 steps, not 30"):
         Run(tmp_path, 30)
 
@@ -145,76 +155,78 @@ def nano() -> MusicgenEngine:
     return MusicgenEngine.load(resolve(NANO.id), "cpu")
 
 
-def test_the_codec_keeps_what_songs_are_made_of(nano: MusicgenEngine) -> None:
+def test_the_codec_reconstructs_songs(nano: MusicgenEngine) -> None:
     network = nano.network.audio_encoder
-    figures = codec.measure(network, codec.quantiser_of(network), codec.songs(UNHEARD[0], 6))
+    figures = codec.measure(network, codec.quantiser_of(network), codec.render_songs(UNSEEN_SEEDS[0], 6))
     assert figures["si_sdr"] > 3.7
     assert figures["log_spectral_distance"] < 0.75
     assert figures["chroma_cosine"] > 0.95
     assert figures["codes_used"] > 0.9
 
 
-def test_a_song_surprises_nano_less_when_its_prompt_is_true(nano: MusicgenEngine) -> None:
-    """In nats a song: what is false of a prompt is seen in the first second."""
-    songs = [compose(seed) for seed in UNHEARD]
+def test_the_loss_of_a_song_is_lowest_with_its_own_prompt(nano: MusicgenEngine) -> None:
+    """Losses are in nats per song, over the first second, where a wrong prompt shows most."""
+    songs = [compose(seed) for seed in UNSEEN_SEEDS]
     audio = torch.from_numpy(np.stack([play(song, 1.2) for song in songs]))
     network, tokenizer = nano.network, AutoTokenizer.from_pretrained(resolve(NANO.id).folder)
     with torch.no_grad():
-        found = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
-    codes = found[:, :, :FRAMES]
+        found = codec.encode_to_codes(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
+    codes = found[:, :, :FRAME_RATE]
 
-    def surprise(told: list[Song]) -> float:
-        prompts = [request(song, np.random.default_rng(0)) for song in told]
+    def loss(prompted: list[Song]) -> float:
+        prompts = [request(song, np.random.default_rng(0)) for song in prompted]
         with torch.no_grad():
-            each, _ = forward(network, codes, *text(network, tokenizer, prompts))
+            each, _ = forward(network, codes, *encode_text(network, tokenizer, prompts))
         assert each.shape == codes.shape
-        return float(each.sum()) / len(told)
+        return float(each.sum()) / len(prompted)
 
-    true = surprise(songs)
-    assert surprise([replace(song, drums=not song.drums) for song in songs]) > true + 1
+    true = loss(songs)
+    assert loss([replace(song, drums=not song.drums) for song in songs]) > true + 1
     faster = [replace(song, tempo=70 + (song.tempo - 35) % 71) for song in songs]
-    assert surprise(faster) > true + 1
-    assert surprise([replace(song, lead="bells" if song.lead != "bells" else "violin") for song in songs]) > true + 10
+    assert loss(faster) > true + 1
+    assert loss([replace(song, lead="bells" if song.lead != "bells" else "violin") for song in songs]) > true + 10
 
 
 def test_the_same_seed_is_the_same_audio_and_another_is_not(nano: MusicgenEngine) -> None:
-    first, again, other = (sing(nano, "happy folk, guitar", seed, 1.0) for seed in (1, 1, 2))
-    assert first.shape == (RATE,)
+    first, again, other = (generate_clip(nano, "happy folk, guitar", seed, 1.0) for seed in (1, 1, 2))
+    assert first.shape == (SAMPLE_RATE,)
     assert (first == again).all()
     assert not np.array_equal(first, other)
 
 
-def test_nano_plays_drums_where_they_were_asked_for(nano: MusicgenEngine) -> None:
-    """Their hiss is nearly all there is above 5 kHz."""
+def test_nano_plays_drums_only_if_the_prompt_asks_for_them(nano: MusicgenEngine) -> None:
+    """Above 5 kHz there is hardly anything but the hiss of drums."""
 
     def hiss(drums: str) -> float:
-        clips = [sing(nano, f"rock, 120 bpm, {drums}, organ melody", seed, 4.0) for seed in (1, 2)]
+        clips = [generate_clip(nano, f"rock, 120 bpm, {drums}, organ melody", seed, 4.0) for seed in (1, 2)]
         spectra = [np.abs(np.fft.rfft(clip)) ** 2 for clip in clips]
         return float(np.mean([power[5 * len(power) // 8 :].sum() / power.sum() for power in spectra]))
 
     assert hiss("with drums") > 3 * hiss("no drums")
 
 
-def test_nano_keeps_the_tempo_that_was_asked_for(nano: MusicgenEngine) -> None:
-    asked = (78, 96, 115, 134)
-    heard = [tempo(sing(nano, f"{bpm} bpm, rock, with drums, guitar melody", bpm)) for bpm in asked]
-    assert sum(abs(found / bpm - 1) < TOLERANCE for found, bpm in zip(heard, asked, strict=True)) >= 3, heard
+def test_nano_plays_at_the_tempo_that_the_prompt_names(nano: MusicgenEngine) -> None:
+    prompted = (78, 96, 115, 134)
+    detected = [tempo(generate_clip(nano, f"{bpm} bpm, rock, with drums, guitar melody", bpm)) for bpm in prompted]
+    assert sum(abs(found / bpm - 1) < TEMPO_TOLERANCE for found, bpm in zip(detected, prompted, strict=True)) >= 3, (
+        detected
+    )
 
 
-def test_an_adapter_learns_a_song_in_a_few_steps_and_the_model_below_it_stays(
+def test_an_adapter_learns_a_song_in_a_few_steps_and_leaves_the_base_model_unchanged(
     nano: MusicgenEngine, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     checkpoint = resolve(NANO.id).folder
     network, tokenizer = nano.network, AutoTokenizer.from_pretrained(checkpoint)
-    audio = torch.from_numpy(play(compose(UNHEARD[0]), 3.0))[None]
+    audio = torch.from_numpy(play(compose(UNSEEN_SEEDS[0]), 3.0))[None]
     with torch.no_grad():
-        codes = codec.codes_of(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
-    batch, prompts, keep = codes.repeat(2, 1, 1), ["my song"] * 2, torch.ones(2)
-    below = {name: value.clone() for name, value in network.state_dict().items()}
+        codes = codec.encode_to_codes(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
+    prompts, keep = ["my song"], torch.ones(1)
+    base = {name: value.clone() for name, value in network.state_dict().items()}
 
     def loss() -> torch.Tensor:
-        return losses(network, tokenizer, batch, prompts, keep).mean()
+        return codebook_losses(network, tokenizer, codes, prompts, keep).mean()
 
     whole = network.decoder
     try:
@@ -237,10 +249,10 @@ def test_an_adapter_learns_a_song_in_a_few_steps_and_the_model_below_it_stays(
         whole = network.decoder.unload()
     finally:
         network.decoder = whole
-    assert all((value == below[name]).all() for name, value in network.state_dict().items())
+    assert all((value == base[name]).all() for name, value in network.state_dict().items())
 
 
-def test_what_a_studio_makes_of_a_prompt_is_nanos_music(tmp_path: Path) -> None:
+def test_a_studio_makes_the_same_audio_as_the_engine_alone(nano: MusicgenEngine, tmp_path: Path) -> None:
     running = Running(tmp_path / "data", TEXT2SONG_MODEL=NANO.id)
     running.wait_until_ready()
     too_long = running.http.post("/generate", json={"prompt": "x", "duration": 11})
@@ -250,8 +262,8 @@ def test_what_a_studio_makes_of_a_prompt_is_nanos_music(tmp_path: Path) -> None:
     job = eventually_sync(lambda: (found := running.http.get(url).json())["status"] == "completed" and found)
     stream = running.http.get(f"/audio/{job['sample_ids'][0]}/stream", params={"format": "wav"})
     audio, rate = soundfile.read(io.BytesIO(stream.content), dtype="float32")
-    assert (rate, len(audio)) == (RATE, 2 * RATE)
+    assert (rate, len(audio)) == (SAMPLE_RATE, 2 * SAMPLE_RATE)
     assert running.stop() == 0
-    made = sing(MusicgenEngine.load(resolve(NANO.id), "cpu"), str(prompt["prompt"]), 5, 2.0)
+    made = generate_clip(nano, str(prompt["prompt"]), 5, 2.0)
     alike = np.dot(audio, made) / (np.linalg.norm(audio) * np.linalg.norm(made))
     assert alike > 0.99

@@ -1,11 +1,13 @@
 """Bad input over HTTP: each row names what was wrong and leaves nothing behind."""
 
+import asyncio
 from base64 import urlsafe_b64encode
 from typing import Any
 
 import msgspec
 import pytest
 
+from domain.aggregates import AGGREGATES
 from tests.contract.conftest import full_disk
 from tests.local.conftest import Running
 from tests.local.parts import Parts
@@ -30,12 +32,21 @@ def jobs(studio: Running) -> int:
         ),
         ({"prompt": "x", "duration": -1}, "/duration", "requested duration is -1 s; text2song/wiring-noise makes from"),
         ({"prompt": "x", "duration": 30.5}, "/duration", "requested duration is 30.5 s; text2song/wiring-noise makes"),
-        ({"prompt": "x", "duration": "long"}, "/duration", "Expected `float | null`, got `str`"),
+        (
+            {"prompt": "x", "duration": 30.00000001},
+            "/duration",
+            "requested duration is 30.00000001 s; text2song/wiring-",
+        ),
+        ({"prompt": "x", "duration": 0.4999999999}, "/duration", "requested duration is 0.4999999999 s; text2song/wir"),
+        ({"prompt": "x", "top_p": 1.0000001}, "/top_p", "top_p is 1.0000001; it must be from 0 to 1."),
+        ({"prompt": "x", "duration": "long"}, "/duration", "duration is 'long': Expected `float | null`, got `str`."),
         ({"prompt": "x", "num_samples": 0}, "/num_samples", "num_samples is 0; ask for 1 to 16."),
         ({"prompt": "x", "num_samples": 1000}, "/num_samples", "num_samples is 1,000; ask for 1 to 16."),
-        ({"prompt": "x", "seeds": [1, "two"]}, "/seeds/1", "Expected `int`, got `str`"),
-        ({"prompt": "x", "output_format": "aiff"}, "/output_format", "Invalid enum value 'aiff'"),
-        ({"prompt": "x", "tempo": 120}, "/tempo", "unknown field `tempo`"),
+        ({"prompt": "x", "seeds": [1, "two"]}, "/seeds/1", "seeds[1] is 'two': Expected `int`, got `str`."),
+        ({"prompt": "x", "output_format": "WAV"}, "/output_format", "is 'WAV'; it is one of flac, mp3, ogg, wav."),
+        ({"prompt": "x", "output_format": None}, "/output_format", "is null; it is one of flac, mp3, ogg, wav."),
+        ({"prompt": "x", "tempo": 120}, "/tempo", "There is no field 'tempo'; the body takes prompt_id, prompt, model"),
+        ({"prompt": "x", "a.b/c": 1}, "/a.b~1c", "There is no field 'a.b/c'"),
         ({}, "/prompt", "Give either prompt_id or prompt"),
         ({"prompt": "x", "prompt_id": "y"}, "/prompt", "Give either prompt_id or prompt"),
         ([1], "", "Expected `object`, got `array`"),
@@ -56,10 +67,40 @@ def test_a_bad_request_is_400_with_a_pointer(studio: Running, body: Any, pointer
 
 
 @pytest.mark.parametrize(
+    ("raw", "pointer", "words"),
+    [
+        (b'{"prompt": "x", "duration": 1e400}', "/duration", "duration is 1e400; numbers go from -1.7e308 to 1.7e308."),
+        (b'{"prompt": "x", "seeds": [1, -2E999]}', "/seeds/1", "seeds[1] is -2E999; numbers go from"),
+        (b'{"prompt": "x", "seed": ' + b"1" * 5000 + b"}", "/seed", "seed is a number of 5,000 characters; numbers go"),
+        (b'{"prompt": "\\ud83c"}', "/prompt", "prompt has \\ud83c, half of a surrogate pair"),
+        (b"{}", "/text", "text is missing."),
+        (b'{"text": "x", "attributes": {"moood": 1}}', "/attributes/moood", "attributes takes style, tempo, instrume"),
+    ],
+)
+async def test_what_no_reader_can_hold_is_named_as_it_was_sent(
+    parts: Parts, raw: bytes, pointer: str, words: str
+) -> None:
+    path = "/generate" if b"prompt" in raw else "/prompts"
+    answer = await parts.http.post(path, content=raw, headers=JSON)
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["pointer"]) == (400, pointer)
+    assert words in error["detail"]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+async def test_a_byte_order_mark_is_no_part_of_a_body(parts: Parts, mark: bytes) -> None:
+    taken = await parts.http.post("/prompts", content=mark + b'{"text": "x"}', headers=JSON)
+    assert (taken.status_code, taken.json()["text"]) == (201, "x")
+    empty = await parts.http.post("/prompts", content=mark, headers=JSON)
+    assert (empty.status_code, empty.json()["detail"]) == (400, "The body is missing; send one JSON object.")
+
+
+@pytest.mark.parametrize(
     "raw",
     [
         b"{",
         b"",
+        '{"prompt": "x"}'.encode("utf-16"),
         b'{"prompt": "x", "duration": NaN}',
         b'{"prompt": "x", "duration": 1e999}',
         b'{"prompt": "\xff"}',
@@ -100,7 +141,8 @@ def test_a_body_of_50_megabytes_is_413(studio: Running) -> None:
     [
         ({"limit": 0}, "limit is 0; ask for 1 to 200 items."),
         ({"limit": 1000}, "limit is 1000; ask for 1 to 200 items."),
-        ({"limit": "many"}, "Expected `int`, got `str`"),
+        ({"limit": "many"}, "limit is 'many': Expected `int`, got `str`."),
+        ({"limit": ""}, "limit is '': Expected `int`, got `str`."),
         ({"offset": -1}, "offset is -1; it goes from 0 to 1,000,000."),
         ({"offset": 10**30}, "Go further with next_cursor."),
         ({"status": "lost"}, "status is 'lost'; it is one of queued, processing, completed"),
@@ -115,11 +157,71 @@ def test_a_bad_query_is_400_naming_the_value(studio: Running, query: Any, words:
     assert words in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "pointer", "words"),
+    [
+        ("/audio/x/stream?format=m4a", {}, "/format", "format is 'm4a'; it is one of flac, mp3, ogg, wav."),
+        ("/prompts?limit=x", {}, "/limit", "limit is 'x'"),
+        ("/prompts", {"Idempotency-Key": "k" * 201}, "/Idempotency-Key", f"Idempotency-Key is '{'k' * 99}…: Expected"),
+    ],
+)
+async def test_a_parameter_is_named_as_clients_write_it(
+    parts: Parts, path: str, headers: dict[str, str], pointer: str, words: str
+) -> None:
+    method = "POST" if headers else "GET"
+    answer = await parts.http.request(method, path, headers=headers, json={"text": "x"} if headers else None)
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["pointer"]) == (400, pointer)
+    assert words in error["detail"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-31T13:00:00%2B01:00",
+        "2026-01-31T13:00:00+01:00",
+        "2026-01-31T13:00:00.5+0100",
+        "2026-01-31T13:00+01:00",
+        "2026-01-31t12:00:00z",
+        "2026-01-31+12:00:00",
+    ],
+)
+async def test_dates_are_taken_as_clients_write_them(parts: Parts, text: str) -> None:
+    parts.journal.now = lambda: "2026-01-31T12:00:00.500000Z"
+    await parts.submit("j1")
+    await parts.host.caught_up(10)
+    found = (await parts.http.get(f"/jobs?start_date={text}")).json()
+    assert [job["id"] for job in found["items"]] == ["j1"]
+    assert (await parts.http.get(f"/jobs?end_date={text.replace('-31', '-30')}")).json()["items"] == []
+
+
+@pytest.mark.parametrize("topic", ["progress", "deadletter"])
+async def test_a_position_that_no_view_shows_is_400(parts: Parts, topic: str) -> None:
+    answer = await parts.http.get("/jobs", headers={"If-Event-Position": f"{topic}/0/0"})
+    assert answer.status_code == 400
+    detail = f"the views hold nothing of {topic}, only of {', '.join(AGGREGATES)}. Send an answer's"
+    assert detail in answer.json()["detail"]
+
+
+async def test_the_key_of_a_deleted_job_is_a_conflict(parts: Parts) -> None:
+    request, key = {"prompt": "x", "seed": 1}, {"Idempotency-Key": "once"}
+    job_id = (await parts.http.post("/generate", json=request, headers=key)).json()["job_id"]
+    assert (await parts.http.delete(f"/jobs/{job_id}")).status_code == 200
+    before = await parts.history(job_id)
+    again = await parts.http.post("/generate", json=request, headers=key)
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    assert again.json()["detail"] == f"Job {job_id} of this Idempotency-Key was deleted; use a new key for a new job."
+    assert await parts.history(job_id) == before
+    other = await parts.http.post("/generate", json={"prompt": "y"}, headers=key)
+    assert other.status_code == 422
+
+
 def test_unknown_addresses_and_methods_are_problems_too(studio: Running) -> None:
     missing = studio.http.get("/nowhere")
     assert (missing.status_code, missing.headers["Content-Type"]) == (404, "application/problem+json")
     wrong = studio.http.put("/jobs")
     assert (wrong.status_code, wrong.headers["Content-Type"]) == (405, "application/problem+json")
+    assert {"GET", "HEAD"} <= set(wrong.headers["Allow"].split(", "))
 
 
 def test_a_request_id_given_by_the_client_comes_back(studio: Running) -> None:
@@ -145,6 +247,23 @@ def test_health_tells_alive_from_ready(studio: Running) -> None:
     ready = studio.http.get("/health/ready").json()
     assert (ready["status"], ready["log"], ready["views"]) == ("ready", True, True)
     assert [worker["state"] in {"ready", "busy"} for worker in ready["workers"]] == [True]
+
+
+async def test_an_api_without_workers_is_ready_and_says_that_nobody_generates(parts: Parts) -> None:
+    answer = await parts.http.get("/health/ready")
+    assert (answer.status_code, answer.json()["status"], answer.json()["generates"]) == (200, "ready", False)
+
+
+async def test_health_does_not_wait_for_a_log_that_keeps_silent(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(_: str) -> dict[int, int]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("api.health.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(parts.log, "ends", ends)
+    async with asyncio.timeout(5):
+        answer = await parts.http.get("/health/ready")
+    assert (answer.status_code, answer.json()["status"], answer.json()["log"]) == (503, "unavailable", False)
 
 
 async def test_a_full_disk_refuses_the_job_loudly_and_nothing_is_half_written(parts: Parts) -> None:

@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import jobs
+from domain.envelope import decode, encode
 from domain.errors import ConflictError, UnavailableError, UnknownVersionError
-from domain.events import (
-    AnyEvent,
+from domain.events import Event
+from domain.events.jobs import (
     JobAttemptFailed,
     JobCancelled,
     JobCancelRequested,
@@ -22,26 +24,26 @@ from domain.events import (
     JobDeleted,
     JobFailed,
     JobStarted,
-    PromptCreated,
-    decode,
-    encode,
 )
+from domain.events.prompts import PromptCreated
 from domain.jobs import JOBS, Job
-from domain.ports import D, Document, Message, Position, Record, TopicPartition, View
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
+from domain.ports import D, Document, Erasure, Message, Position, Record, TopicPartition, View
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
 from projections.audio import AUDIO
+from projections.hosts.local import LocalHost
 from projections.jobs import STATS
-from projections.local import LocalHost
 from projections.project import VIEWS, project
+from tests.conditions import eventually
 from tests.digest import digests
 from tests.history import SUBMITTED, sample
 from tests.local.engine import ScriptedEngine
-from tests.local.parts import Parts, open_parts, stop
+from tests.local.parts import Parts, open_parts, stop, submission
+from workers.reactions import PROGRESS
 
 STARTED = JobStarted(job_id="job", attempt=1, worker_id="w1")
 LATER = "2026-01-02T00:00:00.000000Z"
-EVENTS: list[AnyEvent] = [
+EVENTS: list[Event] = [
     SUBMITTED,
     STARTED,
     JobStarted(job_id="job", attempt=2, worker_id="w2"),
@@ -53,14 +55,14 @@ EVENTS: list[AnyEvent] = [
     JobCancelled(job_id="job", worker_id="w1"),
     JobDeleted(job_id="job"),
 ]
-LIVES: list[list[AnyEvent]] = [
+LIVES: list[list[Event]] = [
     [SUBMITTED, STARTED, sample(0), sample(1), JobCompleted(job_id="job", attempt=1), JobDeleted(job_id="job")],
     [SUBMITTED, STARTED, sample(0), JobCancelRequested(job_id="job"), JobCancelled(job_id="job", worker_id="w1")],
     [SUBMITTED, STARTED, sample(0), JobStarted(job_id="job", attempt=2, worker_id="w2"), sample(1, 2)],
 ]
 
 
-def records(events: Sequence[AnyEvent]) -> list[Record]:
+def records(events: Sequence[Event]) -> list[Record]:
     """One partition's records, a second apart."""
     made = []
     for offset, event in enumerate(events):
@@ -76,14 +78,17 @@ class CrashingStore(SqliteStore):
     writes_left = 10**9
 
     async def save(
-        self, documents: Sequence[tuple[View[Any], Document]], watermarks: Mapping[TopicPartition, int]
+        self,
+        documents: Sequence[tuple[View[Any], Document]],
+        watermarks: Mapping[TopicPartition, int],
+        erased: Sequence[Erasure] = (),
     ) -> None:
         for document in documents:
             if not self.writes_left:
                 raise UnavailableError("The store stopped.")
             self.writes_left -= 1
             await super().save([document], {})
-        await super().save([], watermarks)
+        await super().save([], watermarks, erased)
 
 
 class SharedStore(SqliteStore):
@@ -126,7 +131,7 @@ histories = st.one_of(
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=histories, data=st.data())
 def test_redelivery_in_any_batches_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event], data: st.DataObject
 ) -> None:
     history = records(events)
     starts = data.draw(st.lists(st.integers(0, len(history)), max_size=4).map(sorted))
@@ -147,7 +152,7 @@ def test_redelivery_in_any_batches_changes_nothing(
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=histories, cut=st.integers(0, 8), batch=st.integers(1, 6))
 def test_a_crash_between_two_writes_costs_nothing(
-    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], cut: int, batch: int
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event], cut: int, batch: int
 ) -> None:
     history = records(events)
     batches = [history[start : start + batch] for start in range(0, len(history), batch)]
@@ -174,7 +179,7 @@ def test_a_crash_between_two_writes_costs_nothing(
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=histories, cut=st.integers(1, 8))
 def test_two_hosts_that_fold_one_partition_at_a_time_agree(
-    tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent], cut: int
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event], cut: int
 ) -> None:
     history = records(events)
 
@@ -194,7 +199,7 @@ def test_two_hosts_that_fold_one_partition_at_a_time_agree(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=histories)
-def test_the_statistics_are_those_of_the_jobs(tmp_path_factory: pytest.TempPathFactory, events: list[AnyEvent]) -> None:
+def test_the_statistics_are_those_of_the_jobs(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
     async def compare() -> None:
         folder = tmp_path_factory.mktemp("stats")
         log = await SqliteLog.open(folder / "events.db")
@@ -278,22 +283,44 @@ async def test_nothing_is_answered_before_the_views_have_caught_up(parts: Parts,
     early = await fresh.http.get("/jobs/j1")
     assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
     assert (await fresh.http.get("/health/live")).status_code == 200
-    running = asyncio.create_task(fresh.host.run())
+    running = [asyncio.create_task(part.run()) for part in (fresh.host, fresh.services.feed)]
     assert await fresh.host.caught_up(10)
-    assert (await fresh.http.get("/jobs/j1")).status_code == 200
-    await stop(running)
+    await eventually(lambda: asyncio.sleep(0, fresh.services.tail.is_complete))
+    for path in ("/jobs/j1", "/jobs"):
+        assert (await fresh.http.get(path)).status_code == 200
+    await stop(*running)
     await fresh.http.aclose()
     await other.close()
+
+
+async def test_offsets_that_hold_no_record_hold_nobody_up(tmp_path: Path) -> None:
+    """Ticks, compaction and transactions leave such offsets on Kafka; here they are those of records taken away."""
+    async with open_parts(tmp_path) as parts:
+        await parts.journal.append(*(submission(f"gone-{number}") for number in range(20)))
+        ends = await parts.log.ends("jobs")
+        assert all(ends.values())
+    connection = apsw.Connection(str(tmp_path / "events.db"))
+    for number in ends:
+        connection.execute(f'DELETE FROM "jobs/{number}"')  # noqa: S608
+    connection.close()
+    for file in list(tmp_path.glob("views.db*")):  # noqa: ASYNC240 -- nothing else runs
+        file.unlink()
+    async with open_parts(tmp_path) as parts, parts.working(ScriptedEngine()):
+        assert {at: end for (topic, at), end in (await parts.store.watermarks()).items() if topic == "jobs"} == ends
+        assert parts.services.tail.is_complete
+        assert (await parts.http.get("/jobs")).json()["total"] == 0
+        await parts.submit("j1")
+        await parts.when("j1", "completed")
 
 
 async def test_views_of_another_log_are_refused(tmp_path: Path) -> None:
     async with open_parts(tmp_path) as parts:
         await parts.submit("j1")
-        await parts.when("j1", "queued")
+        assert await parts.host.caught_up(5)
     for file in list(tmp_path.glob("events.db*")):  # noqa: ASYNC240 -- nothing else runs
         file.unlink()
     log = await SqliteLog.open(tmp_path / "events.db")
-    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    store = await SqliteStore.open(tmp_path / "views.db", (*VIEWS, PROGRESS))
     with pytest.raises(ConflictError, match="than the log holds"):
         await LocalHost(log, store).run()
     await store.close()
@@ -308,7 +335,7 @@ async def test_an_event_of_a_newer_version_stops_the_host_loudly(tmp_path: Path)
     message = encode(STARTED, event_id="x", time=LATER)
     newer = Message("jobs", "j1", message.value, {**message.headers, "ce_type": "text2song.job.started.v2"})
     log = await SqliteLog.open(tmp_path / "events.db")
-    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    store = await SqliteStore.open(tmp_path / "views.db", (*VIEWS, PROGRESS))
     await log.append([newer])
     parts = Parts(tmp_path, log, store, parts.objects)
     with pytest.raises(UnknownVersionError, match=r"text2song.job.started.v2"):

@@ -11,9 +11,9 @@ import apsw
 import pytest
 
 from domain.errors import ConflictError, UnavailableError, UncertainError
-from domain.ports import Message, Record, Topic
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
+from domain.ports import Batch, Message, Position, Record, Topic
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
 from tests.conditions import eventually
 from tests.contract.conftest import PATIENCE, cut, full_disk
 
@@ -26,8 +26,8 @@ SECRET = b"what-nobody-may-read-again"
 # Appends to one key without end, and prints each number once it is durable.
 WRITER = """
 import asyncio, sys
-from domain.ports import Message, Topic
-from infra.sqlite_log import SqliteLog
+from domain.ports import Message, Position, Topic
+from infra.storage.sqlite_log import SqliteLog
 
 async def main(path, key, count):
     log = await SqliteLog.open(path, {"kept": Topic("kept")})
@@ -70,7 +70,7 @@ async def test_several_processes_share_a_log_and_one_follows_them_all(path: Path
     seen: list[Record] = []
     async with asyncio.timeout(PATIENCE):
         async for batch in log.follow({("kept", 0): 0}):
-            seen += batch
+            seen += batch.records
             if len(seen) >= 300:
                 break
     for process in processes:
@@ -197,16 +197,28 @@ async def test_old_records_go_where_a_topic_has_a_retention_and_offsets_go_on(pa
     [position] = await log.append([Message("hourly", "key", b"new", {})])
     assert position.offset == 2
     follower = log.follow({("hourly", 0): 0})
-    assert [record.value for record in await anext(follower)] == [b"new"]
+    batch = await anext(follower)
+    assert ([record.value for record in batch.records], batch.reached) == ([b"new"], {("hourly", 0): 3})
+    now += 10_000
+    await eventually(emptied)
+    assert await anext(log.follow({("hourly", 0): 0})) == Batch([], {("hourly", 0): 3})
     await log.close()
 
 
-async def test_other_partitions_than_the_file_has_are_refused(path: Path) -> None:
+async def test_a_topic_keeps_the_partitions_that_its_file_began_with(path: Path) -> None:
     await (await SqliteLog.open(path, TOPICS)).close()
-    for other in (Topic("kept", partitions=2), Topic("kept", compacted=True)):
-        with pytest.raises(ConflictError, match="'kept'"):
-            await SqliteLog.open(path, {"kept": other})
-    await (await SqliteLog.open(path, {**TOPICS, "new": Topic("new", partitions=3)})).close()
+    log = await SqliteLog.open(path, {"kept": Topic("kept", partitions=5), "new": Topic("new", partitions=3)})
+    assert {name: topic.partitions for name, topic in log.topics.items()} == {"kept": 1, "new": 3}
+    for number in range(5):
+        [position] = await log.append([Message("kept", f"key {number}", b"1", {})])
+        assert position == Position("kept", 0, number)
+    await log.close()
+
+
+async def test_a_topic_that_is_kept_otherwise_is_refused(path: Path) -> None:
+    await (await SqliteLog.open(path, TOPICS)).close()
+    with pytest.raises(ConflictError, match="keeps 'kept' whole; asked for was compacted"):
+        await SqliteLog.open(path, {"kept": Topic("kept", compacted=True)})
 
 
 @pytest.mark.parametrize("content", [b"no database " * 500, b"SQLite format 3\0" + b"\xff" * 8_000])
@@ -244,7 +256,7 @@ async def test_close_finishes_appends_ends_followers_and_leaves_one_file_and_no_
     log = await SqliteLog.open(path, TOPICS)
 
     async def follow() -> int:
-        return sum([len(batch) async for batch in log.follow({("kept", 0): 0})])
+        return sum([len(batch.records) async for batch in log.follow({("kept", 0): 0})])
 
     following = asyncio.create_task(follow())
     appending = [asyncio.ensure_future(log.append([Message("kept", "key", b"1", {})])) for _ in range(100)]
@@ -265,19 +277,21 @@ async def test_close_finishes_appends_ends_followers_and_leaves_one_file_and_no_
     assert [batch async for batch in log.follow({("kept", 0): 0})] == []
 
 
-async def test_logs_opened_at_the_same_moment_make_one_file(path: Path) -> None:
-    opened = await asyncio.gather(*(SqliteLog.open(path, TOPICS) for _ in range(8)))
-    placed = await asyncio.gather(*(log.append([Message("kept", "key", b"1", {})]) for log in opened))
-    assert sorted(position.offset for [position] in placed) == list(range(8))
-    for log in opened:
-        await log.close()
+async def test_logs_opened_at_the_same_moment_make_one_file(tmp_path: Path) -> None:
+    for number in range(10):
+        path = tmp_path / str(number) / "events.db"
+        opened = await asyncio.gather(*(SqliteLog.open(path, TOPICS) for _ in range(8)))
+        placed = await asyncio.gather(*(log.append([Message("kept", "key", b"1", {})]) for log in opened))
+        assert sorted(position.offset for [position] in placed) == list(range(8))
+        for log in opened:
+            await log.close()
 
 
 async def test_a_follower_outlasts_a_file_that_cannot_be_opened_for_a_while(path: Path, log: SqliteLog) -> None:
     away = path.with_name("away")
     await log.append([Message("kept", "key", b"1", {})])
     follower = log.follow({("kept", 0): 0})
-    assert [record.value for record in await anext(follower)] == [b"1"]
+    assert [record.value for record in (await anext(follower)).records] == [b"1"]
     waiting = asyncio.ensure_future(anext(follower))
     await asyncio.to_thread(path.rename, away)
     await asyncio.to_thread(cut, log._readers, log._poll_connection)
@@ -285,4 +299,4 @@ async def test_a_follower_outlasts_a_file_that_cannot_be_opened_for_a_while(path
         await log.read("kept", 0, 0)
     await asyncio.to_thread(away.rename, path)
     await log.append([Message("kept", "key", b"2", {})])
-    assert [record.value for record in await waiting] == [b"2"]
+    assert [record.value for record in (await waiting).records] == [b"2"]

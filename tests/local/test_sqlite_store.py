@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from domain.errors import UnavailableError
 from domain.ports import Query, View
-from infra import sqlite_store
-from infra.sqlite_log import SqliteLog
-from infra.sqlite_store import SqliteStore
+from infra.storage import sqlite_store
+from infra.storage.sqlite_log import SqliteLog
+from infra.storage.sqlite_store import SqliteStore
 from tests.contract.conftest import full_disk
 
 

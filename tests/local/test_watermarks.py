@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import pytest
 
 from domain.ports import Position
-from projections import watermarks
-from projections.watermarks import Watermarks
+from projections.freshness import watermarks
+from projections.freshness.watermarks import Watermarks
 from tests.conditions import eventually
 from tests.local.parts import Parts, stop, submission
 
@@ -66,6 +66,17 @@ async def test_nobody_asks_the_store_while_nobody_waits(parts: Parts) -> None:
     assert await views.caught_up(10)
     assert looks > before
     await stop(running)
+
+
+async def test_a_stop_is_heard_at_the_very_moment_that_somebody_begins_to_wait(parts: Parts) -> None:
+    views = Watermarks(parts.log, parts.store)
+    running = asyncio.create_task(views.run())
+    assert await views.caught_up(10)
+    await asyncio.sleep(0.05)
+    views.wanted.set()
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    assert done == {running}
 
 
 async def test_the_store_is_asked_once_in_a_while_so_that_the_tail_can_forget(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.audio import content_type, master, transcode
+from workers.mastering import content_type, master, transcode
 
 RATE = 32000
 TAGS = {
@@ -19,7 +19,8 @@ TAGS = {
 
 
 def tone(seconds: float, *, amplitude: float = 0.5, channels: int = 1, rate: int = RATE) -> NDArray[np.float32]:
-    time = np.arange(round(seconds * rate)) / rate
+    """It begins and ends at zero where it lasts whole seconds."""
+    time = np.linspace(0, seconds, round(seconds * rate))
     wave = amplitude * np.sin(2 * np.pi * 997 * time)
     return np.tile(wave.astype(np.float32), (channels, 1))
 
@@ -59,6 +60,30 @@ def test_peaks_over_full_scale_turn_the_clip_down_without_clipping_it() -> None:
     assert np.abs(heard - tone(1, amplitude=1.0)).max() < 1e-3
 
 
+def test_a_clip_that_begins_and_stops_within_a_note_is_faded_over_a_few_milliseconds() -> None:
+    pcm = np.stack([tone(1)[0] + 0.25, np.zeros(RATE, np.float32)])
+    heard = samples(master(pcm, RATE, TAGS).flac)
+    edge = RATE // 200
+    assert not heard[:, [0, -1]].any()
+    assert np.abs(np.diff(heard)).max() <= np.abs(np.diff(pcm)).max() + 0.01
+    assert np.abs(heard - pcm)[:, edge:-edge].max() < 2**-22
+    assert (np.abs(heard) <= np.abs(pcm) + 2**-22).all()
+
+
+def test_an_edge_at_rest_is_left_as_it_is() -> None:
+    pcm = tone(1)
+    pcm[:, -1] = 0.5
+    heard = samples(master(pcm, RATE, TAGS).flac)
+    assert np.abs(heard - pcm)[:, : -RATE // 200].max() < 2**-22
+    assert not heard[:, -1].any()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 100])
+def test_a_clip_shorter_than_its_fades_is_still_a_clip(length: int) -> None:
+    made = master(np.ones((1, length), np.float32), RATE, TAGS)
+    assert made.duration_seconds == length / RATE
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_samples_that_are_not_finite_are_refused(bad: float) -> None:
     pcm = tone(1)
@@ -70,6 +95,7 @@ def test_samples_that_are_not_finite_are_refused(bad: float) -> None:
 @given(length=st.integers(1, 70_000), channels=st.integers(1, 2), seed=st.integers(0, 99))
 def test_a_waveform_is_the_minimum_and_maximum_of_every_pixel(length: int, channels: int, seed: int) -> None:
     pcm = np.random.default_rng(seed).uniform(-1, 1, (channels, length)).astype(np.float32)
+    pcm[:, [0, -1]] = 0
     waveform = master(pcm, RATE, TAGS).waveform
     step = waveform.samples_per_pixel
     assert waveform.length <= 1000

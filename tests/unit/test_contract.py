@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from domain import contract
-from domain.aggregates import AGGREGATES
-from domain.events import EVENTS, TOPICS, Event, Undecodable, UnknownEvent, cloud_type, decode, encode
+from domain.aggregates import AGGREGATES, EVENTS, TOPICS
+from domain.contract import document as contract
+from domain.contract.jobs import PUBLISHED as PUBLISHED_JOBS
+from domain.contract.transitions import table
+from domain.contract.vectors import published
+from domain.envelope import decode, encode
+from domain.events import Event, Undecodable, UnknownEvent, cloud_type
 from domain.jobs import OPEN, Job
 from domain.ports import Position, Topic
 from domain.ports import Record as Stored
-from domain.transitions import table
-from domain.vectors import published
 from tests.cluster.consumer import Contract, Fold, Record, UndecodableError, failures
 from tests.unit.test_events import GOLDEN, TIME, golden
 from tests.unit.test_imports import MAY_IMPORT, imported
@@ -120,7 +122,7 @@ def test_what_the_schemas_take_is_what_the_studio_decodes(event: type[Event], da
         assert (taken["type"] is None) is isinstance(decoded, UnknownEvent)
 
 
-proposals = st.sampled_from(AGGREGATES["jobs"].proposals)
+proposals = st.sampled_from(PUBLISHED_JOBS.proposals)
 
 
 @given(st.lists(st.tuples(proposals, st.integers(0, 30), st.integers(0, 30)), max_size=40))
@@ -128,7 +130,7 @@ def test_the_tables_make_of_any_history_what_the_domain_makes(history: list[tupl
     """Whatever the order, and with ids and offsets that come again."""
     job: Job | None = None
     fold = Fold(READER, "jobs")
-    submission = (AGGREGATES["jobs"].proposals[0], 0, 0)
+    submission = (PUBLISHED_JOBS.proposals[0], 0, 0)
     for event, offset, number in [submission, *history]:
         time = f"2026-01-31T12:00:{offset:02}.{number:06}Z"
         message = encode(event, event_id=f"event-{number}", time=time)
@@ -157,11 +159,10 @@ def test_a_reader_of_the_published_files_passes_the_vectors() -> None:
 @pytest.mark.parametrize("topic", AGGREGATES)
 def test_the_vectors_notice_every_mistake_in_a_rule(topic: str) -> None:
     """A reader that lacks a rule, or one of its conditions or effects, fails some vector."""
-    for number, rule in enumerate(READER.channels[topic]["x-transitions"]["rules"]):
+    reader, rules = Contract(PUBLISHED), READER.channels[topic]["x-transitions"]["rules"]
+    for number, rule in enumerate(rules):
         for mistaken in _mistaken(rule):
-            reader = Contract(PUBLISHED)
-            rules = reader.channels[topic]["x-transitions"]["rules"]
-            rules[:] = [*mistaken, *rules[:number], *rules[number + 1 :]]
+            reader.channels[topic]["x-transitions"]["rules"] = [*mistaken, *rules[:number], *rules[number + 1 :]]
             assert _fails(reader), (rule, mistaken)
 
 

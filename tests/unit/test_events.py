@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.aggregates import EVENTS
+from domain.envelope import decode, encode
 from domain.errors import UnknownVersionError
-from domain.events import EVENTS, Event, PromptCreated, Undecodable, UnknownEvent, cloud_type, decode, encode, timestamp
+from domain.events import Event, Undecodable, UnknownEvent, cloud_type, timestamp
+from domain.events.prompts import PromptCreated
 from domain.ports import Position, Record
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from domain.errors import InvalidError
-from domain.events import AdapterSnapshot, JobSubmitted
-from domain.generation import MAX_SAMPLES, SEEDS, GenerationRequest, submission
+from domain.events.jobs import MAX_SAMPLES, SEEDS, AdapterSnapshot, JobSubmitted
+from domain.events.prompts import PromptAttributes
+from domain.generation import GenerationRequest, submission
 from domain.models import NOISE, Registry
 
 SMALL = "facebook/musicgen-small"
@@ -19,8 +20,8 @@ def submit(adapter: AdapterSnapshot | None = None, default: float | None = None,
         job_id="job-1",
         prompt_id="prompt-1",
         text="rain",
-        default_duration=default,
-        model=replace(NOISE, id=SMALL, max_duration=30.0),
+        attributes=PromptAttributes(duration=default),
+        registry=Registry(replace(NOISE, id=SMALL, max_duration=30.0)),
         adapter=adapter,
         digest=None,
     )

@@ -6,25 +6,23 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from domain import jobs
+from domain.aggregates import EVENTS
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
-from domain.events import (
-    EVENTS,
-    AnyEvent,
+from domain.events import Event, Recorded, Undecodable, UnknownEvent
+from domain.events.jobs import (
     JobAttemptFailed,
     JobCancelled,
     JobCancelRequested,
     JobCompleted,
     JobDeleted,
     JobFailed,
-    JobProgressed,
+    JobPurged,
     JobStarted,
-    PromptCreated,
-    Recorded,
-    Undecodable,
-    UnknownEvent,
-    WorkerAlive,
 )
-from domain.jobs import MAX_FAILURES, OUTCOMES, Job
+from domain.events.progress import JobProgressed, WorkerAlive
+from domain.events.prompts import PromptCreated
+from domain.jobs import MAX_FAILURES, Job
+from domain.outcomes import OUTCOMES
 from tests.history import SUBMITTED, at, fold, job_after, recorded, sample
 
 LATER = "2026-01-02T00:00:00.000000Z"
@@ -35,6 +33,7 @@ COMPLETED = JobCompleted(job_id="job", attempt=1)
 CANCEL = JobCancelRequested(job_id="job")
 CANCELLED = JobCancelled(job_id="job", worker_id="w1")
 DELETED = JobDeleted(job_id="job")
+PURGED = JobPurged(job_id="job")
 
 STATES: dict[str, list[Any]] = {
     "queued": [],
@@ -49,6 +48,8 @@ STATES: dict[str, list[Any]] = {
     "deleted while queued": [DELETED],
     "deleted while processing": [STARTED, DELETED],
     "deleted when completed": [STARTED, sample(0), sample(1), COMPLETED, DELETED],
+    "purged": [STARTED, sample(0), sample(1), COMPLETED, PURGED],
+    "deleted and purged": [STARTED, sample(0), sample(1), COMPLETED, DELETED, PURGED],
 }
 PROPOSALS: dict[str, Any] = {
     "submit": SUBMITTED,
@@ -62,22 +63,25 @@ PROPOSALS: dict[str, Any] = {
     "cancel": CANCEL,
     "cancelled": CANCELLED,
     "delete": DELETED,
+    "purge": PURGED,
 }
 # What each state makes of each proposal: the status it leads to, "same" for accepted without effect, "-" for refused.
 TABLE = """
-                           submit  start 1     start 2     sample 1    sample of attempt 2  complete   attempt failed  fail    cancel      cancelled  delete
-queued                     -       processing  -           -           -                    -          -               -       cancelled   -          cancelled
-requeued                   -       -           processing  -           -                    -          -               -       cancelling  -          cancelling
-processing                 -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling
-one sample made            -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling
-all samples made           -       -           processing  -           -                    completed  queued          failed  cancelling  -          cancelling
-completed                  -       -           -           -           -                    -          -               -       -           -          completed
-failed                     -       -           -           -           -                    -          -               -       -           -          failed
-cancelling                 -       -           -           -           -                    -          -               -       same        cancelled  cancelling
-cancelled                  -       -           -           -           -                    -          -               -       same        same       cancelled
-deleted while queued       -       -           -           -           -                    -          -               -       same        same       same
-deleted while processing   -       -           -           -           -                    -          -               -       same        cancelled  same
-deleted when completed     -       -           -           -           -                    -          -               -       -           -          same
+                          submit  start 1     start 2     sample 1    sample of attempt 2  complete   attempt failed  fail    cancel      cancelled  delete      purge
+queued                    -       processing  -           -           -                    -          -               -       cancelled   -          cancelled   -
+requeued                  -       -           processing  -           -                    -          -               -       cancelling  -          cancelling  -
+processing                -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling  -
+one sample made           -       -           processing  processing  -                    -          queued          failed  cancelling  -          cancelling  -
+all samples made          -       -           processing  -           -                    completed  queued          failed  cancelling  -          cancelling  -
+completed                 -       -           -           -           -                    -          -               -       -           -          completed   completed
+failed                    -       -           -           -           -                    -          -               -       -           -          failed      failed
+cancelling                -       -           -           -           -                    -          -               -       same        cancelled  cancelling  -
+cancelled                 -       -           -           -           -                    -          -               -       same        same       cancelled   cancelled
+deleted while queued      -       -           -           -           -                    -          -               -       same        same       same        cancelled
+deleted while processing  -       -           -           -           -                    -          -               -       same        cancelled  same        -
+deleted when completed    -       -           -           -           -                    -          -               -       -           -          same        completed
+purged                    -       -           -           -           -                    -          -               -       -           -          completed   -
+deleted and purged        -       -           -           -           -                    -          -               -       -           -          same        -
 """  # noqa: E501
 
 
@@ -219,7 +223,7 @@ def test_failures_are_retried_up_to_the_limit() -> None:
 
 def test_a_released_attempt_does_not_count_as_a_failure() -> None:
     job = job_after(STARTED)
-    released = jobs.evolve(job, at(9, jobs.release(job, LATER)))
+    released = jobs.evolve(job, at(9, jobs.release(job, LATER, "The worker was stopped.")))
     assert released is not None
     assert (released.status, released.failures) == ("queued", 0)
 
@@ -233,17 +237,23 @@ def test_damage_marks_the_job_suspect_and_leaves_it_usable() -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_repeating_a_command_appends_nothing(state: str) -> None:
     job = job_after(*STATES[state])
-    assert jobs.submit(job, SUBMITTED) == []
+    assert job.deleted_at or jobs.submit(job, SUBMITTED.request_digest, lambda: SUBMITTED) == []
     for command in (jobs.cancel, jobs.delete):
         try:
             events = command(job, "job")
         except (ConflictError, NotFoundError):
             continue
-        again = fold([at(100 + number, cast("AnyEvent", event)) for number, event in enumerate(events)], job)
+        again = fold([at(100 + number, cast("Event", event)) for number, event in enumerate(events)], job)
         try:
             assert command(again, "job") == []
         except NotFoundError:
             assert command is jobs.delete
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state.startswith("deleted")])
+def test_a_deleted_job_cannot_be_submitted_again(state: str) -> None:
+    with pytest.raises(ConflictError, match="Job job of this Idempotency-Key was deleted; use a new key for a new job"):
+        jobs.submit(job_after(*STATES[state]), SUBMITTED.request_digest, lambda: SUBMITTED)
 
 
 @pytest.mark.parametrize("state", ["completed", "failed"])
@@ -261,9 +271,14 @@ def test_commands_on_unknown_and_deleted_jobs_are_not_found(command: Any) -> Non
 
 def test_an_idempotency_key_sent_with_another_request_is_refused() -> None:
     with pytest.raises(KeyReusedError):
-        jobs.submit(job_after(), replace(SUBMITTED, request_digest="another"))
+        jobs.submit(job_after(), "another", lambda: SUBMITTED)
 
 
-@pytest.mark.parametrize("state", ["cancelling", "cancelled", "deleted when completed"])
-def test_stopped_and_deleted_jobs_have_no_audible_samples(state: str) -> None:
+@pytest.mark.parametrize("state", ["cancelling", "cancelled", "deleted when completed", "purged"])
+def test_stopped_deleted_and_purged_jobs_have_no_audible_samples(state: str) -> None:
     assert job_after(*STATES[state]).audible == ()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_a_deleted_job_that_may_have_audio_awaits_its_purge(state: str) -> None:
+    assert job_after(*STATES[state]).awaits_purge is (state == "deleted when completed")

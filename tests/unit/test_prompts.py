@@ -4,9 +4,11 @@ from hypothesis import strategies as st
 
 from domain import prompts
 from domain.errors import InvalidError, KeyReusedError
-from domain.events import JobDeleted, PromptAttributes, PromptCreated, Recorded, Undecodable, UnknownEvent
+from domain.events import Recorded, Undecodable, UnknownEvent
+from domain.events.jobs import JobDeleted
+from domain.events.prompts import MAX_TEXT, PromptAttributes, PromptCreated
 from domain.ports import Position
-from domain.prompts import MAX_TEXT, AttributesRequest, Prompt, PromptRequest
+from domain.prompts import AttributesRequest, Prompt, PromptRequest
 
 CREATED = PromptCreated(prompt_id="p", text="rain", attributes=PromptAttributes(mood="calm"))
 
@@ -27,6 +29,11 @@ def stored() -> Prompt:
     [
         ("", "The prompt is empty; say what you want to hear."),
         (" \n\t", "The prompt is empty; say what you want to hear."),
+        *(
+            (blank, "The prompt is empty; say what you want to hear.")
+            for blank in "\u200b\u2060\ufeff\u00ad\u3164\u2800\x00\x07"
+        ),
+        ("piano\x00drums", "Character 6 of the prompt is U+0000, which is no text; take it out."),
         ("x" * 4001, "The prompt has 4,001 characters; the limit is 4,000."),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.ranges import Slice, Unsatisfiable, requested, unchanged
+from api.http.ranges import Slice, Unsatisfiable, requested, unchanged
 
 ETAG = '"abc"'
 

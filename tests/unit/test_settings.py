@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 
 from domain.errors import InvalidError, UnavailableError
-from infra.bootstrap import adapters, kafka, mongo, projection_host
-from infra.s3_objects import Bucket, S3Objects
-from infra.settings import HIDDEN, PREFIX, Settings, explain, masked, read
+from infra.bootstrap import adapters
+from infra.cluster import kafka, mongo
+from infra.hosts import projection_host
+from infra.roles import allowed_hosts
+from infra.settings import HIDDEN, PREFIX, Settings, describe, load, masked
+from infra.storage.s3_objects import Bucket, S3Objects
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENTED = Path(__file__).parents[2] / "infra" / "README.md"
 
 
 def test_the_environment_sets_and_the_command_line_overrides() -> None:
-    settings = read({"TEXT2SONG_PORT": "9000", "TEXT2SONG_HOST": "::1", "PATH": "/bin"}, port=9001, data=None)
+    settings = load({"TEXT2SONG_PORT": "9000", "TEXT2SONG_HOST": "::1", "PATH": "/bin"}, port=9001, data=None)
     assert (settings.port, settings.host, settings.data) == (9001, "::1", Settings().data)
 
 
@@ -21,9 +24,9 @@ def test_a_file_is_overruled_by_the_environment_and_that_by_the_command_line(tmp
     file = tmp_path / "studio.toml"
     file.write_text('host = "::1"\nport = 9000\ndata = "kept"\n')
     environment = {"TEXT2SONG_CONFIG": str(file), "TEXT2SONG_PORT": "9001", "TEXT2SONG_DATA": "elsewhere"}
-    settings = read(environment, data="here")
+    settings = load(environment, data="here")
     assert (settings.host, settings.port, settings.data) == ("::1", 9001, "here")
-    origins = {setting.name: setting.origin for setting in explain(environment, data="here")}
+    origins = {setting.name: setting.origin for setting in describe(environment, data="here")}
     assert [origins[name] for name in ("host", "port", "data", "model")] == [
         f"host in {file}",
         "TEXT2SONG_PORT",
@@ -45,12 +48,63 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, compl
     file = tmp_path / "studio.toml"
     file.write_text(text)
     with pytest.raises(InvalidError, match=complaint):
-        read({"TEXT2SONG_CONFIG": str(file)})
+        load({"TEXT2SONG_CONFIG": str(file)})
+
+
+@pytest.mark.parametrize("name", Settings.__struct_fields__)
+def test_an_empty_variable_is_not_set(name: str) -> None:
+    assert load({f"{PREFIX}{name.upper()}": "", "TEXT2SONG_CONFIG": ""}) == Settings()
+
+
+def test_an_empty_value_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="--host is '': Expected"):
+        load({}, host="")
+    file = tmp_path / "studio.toml"
+    file.write_text('host = ""\nkafka_prefix = ""\n')
+    with pytest.raises(InvalidError, match=r"host in .*studio.toml is '': Expected"):
+        load({"TEXT2SONG_CONFIG": str(file)})
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "studio.toml"
+    file.write_text("port = 8123\n", "utf-8-sig")
+    assert load({"TEXT2SONG_CONFIG": str(file)}).port == 8123
+    file.write_text("port = 8123\n", "utf-16")
+    with pytest.raises(InvalidError, match=r"studio.toml cannot be read: it is not UTF-8. Save it as UTF-8."):
+        load({"TEXT2SONG_CONFIG": str(file)})
+
+
+def test_home_is_expanded_and_one_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert Settings(data="~/music").folder == Path("/home/ann/music")
+    secured = Settings(log="kafka://a:1", kafka_security="SSL", kafka_ca="~/ca.pem")
+    assert kafka(secured).cafile == "/home/ann/ca.pem"
+    for name in ("DATA", "MODEL", "KAFKA_CA"):
+        with pytest.raises(InvalidError, match=rf"_{name} is '~nobody-here/x': there is no such home folder\."):
+            load({PREFIX + name: "~nobody-here/x"})
+    with pytest.raises(InvalidError, match="settings file ~nobody-here/x cannot be read"):
+        load({"TEXT2SONG_CONFIG": "~nobody-here/x"})
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [("caf\udce9", "cannot be used: its name is not UTF-8."), ("a\0b", "cannot be made: embedded")]
+)
+async def test_a_folder_that_no_file_can_be_in_is_named(tmp_path: Path, data: str, reason: str) -> None:
+    with pytest.raises(UnavailableError, match=f"{reason}.* Choose another with --data"):
+        async with adapters(load({}, data=str(tmp_path / data))):
+            pass
+
+
+def test_allowed_hosts_are_a_list_with_commas() -> None:
+    allowed = allowed_hosts(Settings(host="10.0.0.5", allowed_hosts="music.example.org, studio,"))
+    assert allowed.names == {"localhost", "127.0.0.1", "::1", "10.0.0.5", "music.example.org", "studio"}
+    with pytest.raises(InvalidError, match=r"TEXT2SONG_ALLOWED_HOSTS is 'a,http://b': 'http://b' is no name .* commas"):
+        allowed_hosts(Settings(allowed_hosts="a,http://b"))
 
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="No such file"):
-        read({"TEXT2SONG_CONFIG": str(tmp_path / "absent.toml")})
+        load({"TEXT2SONG_CONFIG": str(tmp_path / "absent.toml")})
 
 
 def test_secrets_are_not_shown() -> None:
@@ -59,11 +113,11 @@ def test_secrets_are_not_shown() -> None:
         "TEXT2SONG_KAFKA_PASSWORD": "hunter2",
         "TEXT2SONG_S3_SECRET_KEY": "hunter2",
     }
-    shown = {setting.name: setting.value for setting in explain(environment)}
+    shown = {setting.name: setting.value for setting in describe(environment)}
     assert shown["store"] == f"mongodb://user:{HIDDEN}@db:27017/studio"
     assert "hunter2" not in str(shown)
     with pytest.raises(InvalidError) as caught:
-        read({"TEXT2SONG_KAFKA_PASSWORD": ""})
+        load(environment, kafka_password="")
     assert "hunter2" not in str(caught.value)
 
 
@@ -102,7 +156,7 @@ def test_secrets_in_an_address_are_not_shown(value: str, shown: str) -> None:
         ("STORE", "mongodb://[::1", "[::1 cannot be used: an IPv6 address"),
         ("STORE", "mongodb://ann:1/hunter2@db/studio", "db cannot be used: Bad database name. Write mongodb://"),
         ("STORE", "mongodb://db/a.b", "database names cannot contain the character '.'. Write mongodb://"),
-        ("STORE", "mongodb://db/?tlsCAFile=/dev/null/ca.pem", "'/dev/null/ca.pem'. Write mongodb://"),
+        ("STORE", "mongodb://db/?tlsCAFile=/dev/null/ca.pem", "file is not readable. Write mongodb://"),
         *(
             ("S3_ENDPOINT", url, "names no server. Write http://host:port")
             for url in ("http://s3_1:8333", "http://s3:99999", "http://[::1")
@@ -114,7 +168,7 @@ async def test_an_address_that_no_client_can_use_is_named_without_its_secrets(
 ) -> None:
     environment = {"TEXT2SONG_DATA": str(tmp_path), "TEXT2SONG_OBJECTS": "s3://bucket", f"TEXT2SONG_{name}": value}
     with pytest.raises(InvalidError, match=f"^TEXT2SONG_{name} is '.*{re.escape(complaint)}") as caught:
-        async with adapters(read(environment)):
+        async with adapters(load(environment)):
             pass
     assert "hunter2" not in str(caught.value)
 
@@ -154,11 +208,24 @@ async def test_s3_without_keys_names_the_settings(
         await S3Objects.open(Bucket(name="bucket", region="us-east-1", endpoint=endpoint, access_key=access_key))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("KAFKA_MECHANISM", "plain", "It is one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512."),
+        ("DEVICE", "gpu", "It is: cpu or cuda, by default what there is."),
+        ("LOG", "kafka:", "It is: sqlite in the data folder, or kafka://host:port,host:port."),
+    ],
+)
+def test_a_refused_value_is_answered_with_the_choices(name: str, value: str, advice: str) -> None:
+    with pytest.raises(InvalidError, match=rf"TEXT2SONG_{name} is '{value}': .* {re.escape(advice)}$"):
+        load({PREFIX + name: value})
+
+
 def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
     with pytest.raises(
         InvalidError, match=re.escape("TEXT2SONG_LEASE_SECONDS is 'soon': Expected `float`, got `str`.")
     ):
-        read({"TEXT2SONG_LEASE_SECONDS": "soon"})
+        load({"TEXT2SONG_LEASE_SECONDS": "soon"})
 
 
 @pytest.mark.parametrize(
@@ -168,8 +235,6 @@ def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
         ("LEASE_SECONDS", "nan"),
         ("PORT", "70000"),
         ("PORT", "-1"),
-        ("HOST", ""),
-        ("MODEL", ""),
         ("DEVICE", "tpu"),
         ("LOG", "kafka:"),
         ("STORE", "postgres://db"),
@@ -178,9 +243,9 @@ def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
 )
 def test_a_value_out_of_bounds_is_refused(name: str, value: str) -> None:
     with pytest.raises(InvalidError, match=f"TEXT2SONG_{name} is '{value}': Expected"):
-        read({f"TEXT2SONG_{name}": value})
+        load({f"TEXT2SONG_{name}": value})
 
 
 @pytest.mark.parametrize("name", Settings.__struct_fields__)
 def test_every_setting_is_documented(name: str) -> None:
-    assert f"`{PREFIX}{name.upper()}`" in README.read_text()
+    assert f"`{PREFIX}{name.upper()}`" in DOCUMENTED.read_text()

@@ -1,11 +1,12 @@
-"""What the name of a model means: where its files lie, and the limits they set. Finding out takes no torch."""
+"""Resolves a model's name to its files and limits, without importing torch."""
 
 import math
 import re
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Annotated, Final
 
-import httpx
+import httpx2
 import huggingface_hub
 import msgspec
 from huggingface_hub import constants
@@ -33,7 +34,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """A model that can be loaded. `folder` is None for the one that is built on the spot."""
+    """A model that can be loaded. `folder` is None for the noise model, which has no files."""
 
     model: Model
     folder: Path | None = None
@@ -70,16 +71,15 @@ class Config(Struct):
 
 
 def resolve(name: str) -> Checkpoint:
-    """`name` is that of a built-in model, a folder, or a hub name in the local cache. Never asks the network.
+    """Finds the built-in model, the folder, or the hub model in the local cache. Uses no network.
 
-    Raises EngineError where there is nothing to load under that name.
+    Raises EngineError if there is no such model, or its files are incomplete or unsupported.
     """
     for checkpoint in BUILT_IN:
         if name == checkpoint.model.id:
             return checkpoint
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _read(name, folder, f"local/{folder.resolve().name}", "Give the folder of a whole MusicGen checkpoint.")
+    if (folder := _folder(name)) is not None:
+        return _local(name, folder)
     if not HUB_NAME.fullmatch(name):
         raise EngineError(
             f"There is no model {name}: give a folder that exists, or a name such as facebook/musicgen-small."
@@ -88,19 +88,19 @@ def resolve(name: str) -> Checkpoint:
 
 
 def pull(name: str) -> Checkpoint:
-    """Downloads a hub model into the local cache, showing a progress bar, unless `name` needs no download.
+    """Downloads a hub model into the local cache, with a progress bar; other models need no download.
 
-    Raises EngineError, within seconds where the hub does not answer.
+    Raises EngineError, within seconds if the hub does not answer.
     """
-    here = any(name == checkpoint.model.id for checkpoint in BUILT_IN) or Path(name).expanduser().is_dir()
+    here = any(name == checkpoint.model.id for checkpoint in BUILT_IN) or _folder(name) is not None
     if here or not HUB_NAME.fullmatch(name):
         return resolve(name)
-    # The hub's client asks for no timeout, and so waits for ever on a server that does not answer.
+    # The hub's client sets no timeout, so it would wait forever for a server that does not answer.
     huggingface_hub.get_session().event_hooks["request"].append(_lose_patience)
     try:
         files = {file.rfilename for file in huggingface_hub.HfApi().model_info(name).siblings or []}
         if "config.json" not in files:
-            raise EngineError(f"{name} is no MusicGen checkpoint: it has no config.json.")
+            raise EngineError(f"{name} is not a MusicGen checkpoint: it has no config.json.")
         _config(name, Path(huggingface_hub.hf_hub_download(name, "config.json")), "")
         safe = any(file.endswith(".safetensors") for file in files)
         weights = "model*.safetensors" if safe else "pytorch_model*.bin"
@@ -116,7 +116,7 @@ def pull(name: str) -> Checkpoint:
         raise EngineError(
             f"{name} cannot be downloaded while HF_HUB_OFFLINE is set; unset it and try again."
         ) from error
-    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+    except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise EngineError(
             f"{name} could not be downloaded from {constants.ENDPOINT} ({_brief(error)}); "
             "check the connection and try again, or give the folder of a checkpoint."
@@ -126,14 +126,38 @@ def pull(name: str) -> Checkpoint:
     return resolve(name)
 
 
-def _lose_patience(request: httpx.Request) -> None:
-    request.extensions["timeout"] = httpx.Timeout(ANSWER_SECONDS).as_dict()
+def _folder(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # the home of a user whom this machine does not know
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _lose_patience(request: httpx2.Request) -> None:
+    request.extensions["timeout"] = httpx2.Timeout(ANSWER_SECONDS).as_dict()
+
+
+def _local(name: str, folder: Path) -> Checkpoint:
+    """Two folders of one name are two models, and a folder whose weights changed is another one than before."""
+    way_out = "Give the folder of a whole MusicGen checkpoint."
+    checkpoint = _read(name, folder, f"local/{folder.resolve().name}", way_out)
+    digest = sha256()
+    try:
+        for path in (folder / "config.json", *_weights(name, folder, way_out)):
+            with path.open("rb") as file:
+                digest.update(file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise EngineError(f"Model {name} cannot be read: {_brief(error)}. {way_out}") from error
+    revision = digest.hexdigest()
+    model = replace(checkpoint.model, id=f"{checkpoint.model.id}@{revision[:12]}", revision=revision)
+    return replace(checkpoint, model=model)
 
 
 def _cached(name: str) -> Checkpoint:
     way_out = f"Download it with `text2song models pull {name}`, or give the folder of a checkpoint."
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[*DESCRIPTION]))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise EngineError(f"Model {name} is not on this machine. {way_out}") from error
     checkpoint = _read(name, folder, name, way_out)
@@ -170,7 +194,7 @@ def _config(name: str, path: Path, way_out: str) -> Config:
         raise EngineError(f"Model {name} is of type {config.model_type}; only musicgen models can be loaded.")
     if config.max_duration < MIN_DURATION:
         raise EngineError(
-            f"Model {name} can only make clips of {config.max_duration:g} s; {MIN_DURATION:g} s are needed."
+            f"Model {name} is limited to clips of {config.max_duration:g} s; at least {MIN_DURATION:g} s are required."
         )
     return config
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine, inside the process that is to own it."""
+"""Loads a checkpoint as an engine, in the process that will run it."""
 
 import os
 
@@ -6,21 +6,23 @@ from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from workers.engine import Engine
-from workers.engines.checkpoints import Checkpoint
+from workers.engines.checkpoints import BUILT_IN, Checkpoint
 
 
 def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
-    """Sets the process's threads, chatter and network too. Raises EngineError."""
+    """Also sets this process's thread count, silences the libraries and disables hub downloads. Raises EngineError."""
     constants.HF_HUB_OFFLINE = True
     disable_progress_bars()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    # Threads of OpenMP spin while they wait for each other. On a busy core the others wait for long, and burn theirs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-    # The parent imports this module to name the function, and must not wait for these.
+    # The parent process imports this module only to pass `load` on, and these imports would slow it down.
     import torch  # noqa: PLC0415
 
     from workers.engines.musicgen.engine import MusicgenEngine  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # The built-in model is so small that its threads would only wait for each other.
-    torch.set_num_threads(1 if checkpoint.folder is None or cores == 1 else max(2, cores - 1))
+    # The built-in models are too small to gain from a second thread, which a busy core would then hold up.
+    torch.set_num_threads(1 if checkpoint in BUILT_IN or cores == 1 else max(2, cores - 1))
     return MusicgenEngine.load(checkpoint, device)

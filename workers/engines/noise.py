@@ -1,6 +1,6 @@
-"""The default model: MusicGen's own classes, tiny and with random weights, built on the spot.
+"""A tiny MusicGen with random weights, built when it is loaded. It makes noise.
 
-It exercises every step that a trained MusicGen takes. What it makes is noise.
+It uses MusicGen's own classes and runs every step that a trained MusicGen runs.
 """
 
 from typing import Any, Final, cast
@@ -22,7 +22,7 @@ END: Final = "</s>"
 
 
 def build(*, seed: int = 0, channels: int = 1) -> tuple[MusicgenForConditionalGeneration, PreTrainedTokenizerFast]:
-    """A model of 32 kHz, 50 frames a second and 4 codebooks a channel; one seed always gives the same weights."""
+    """A model of 32 kHz, 50 frames a second and 4 codebooks a channel; the same seed gives the same weights."""
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -31,7 +31,7 @@ def build(*, seed: int = 0, channels: int = 1) -> tuple[MusicgenForConditionalGe
             head.weight.mul_(20)
         for layer in network.audio_encoder.quantizer.layers:
             layer.codebook.embed.normal_()
-        # Untrained biases drown the codes in a hum that is the same for every clip.
+        # Random biases would drown the codes in the same hum in every clip.
         for name, parameter in network.audio_encoder.decoder.named_parameters():
             if "bias" in name:
                 parameter.zero_()
@@ -72,7 +72,7 @@ def _config(vocabulary: int, channels: int) -> MusicgenConfig:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and `</s>` at the end, so that there is no prompt it cannot read."""
+    """One token per byte, then `</s>`, so that it can encode any prompt."""
     alphabet = [PAD, END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

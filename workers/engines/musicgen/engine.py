@@ -1,4 +1,4 @@
-"""MusicGen with a decoding loop of its own: seeded takes that can be followed and stopped at any step."""
+"""MusicGen with its own decoding loop: takes are seeded, report their progress and can be cancelled."""
 
 import logging
 import math
@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-from domain.events import Sampling
+from domain.events.jobs import Sampling
 from domain.models import Model
 from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
+from workers.engines.reading import PROMPT_TOKENS
 
 STEPS_PER_ADVANCE: Final = 20
 CHUNK_FRAMES: Final = 250
 CONTEXT_FRAMES: Final = 25
-PROMPT_TOKENS: Final = 512
 DECODING_SHARE: Final = 0.95
 MASK: Final = 0xFFFFFFFF
 
@@ -31,7 +31,7 @@ Report = Callable[[str, float], Progress]
 
 
 class MusicgenEngine:
-    """One request at a time: its takes are made one after another, about 20 decoding steps an advance."""
+    """Handles one request at a time, take after take; each `advance` runs about 20 decoding steps."""
 
     capacity = 1
 
@@ -50,13 +50,13 @@ class MusicgenEngine:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
-        """`device` is torch's name for it, None meaning a GPU where there is one. Raises EngineError."""
+        """`device` is a torch device name; None selects the GPU if there is one. Raises EngineError."""
         try:
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.zeros(1, device=place)
         except (RuntimeError, AssertionError) as error:
             raise EngineError(f"Device {device} cannot be used: {_brief(error)}") from error
-        # A damaged file can make the libraries raise anything at all.
+        # With a damaged file the libraries can raise any exception.
         try:
             network, tokenizer = noise.build() if checkpoint.folder is None else _read(checkpoint.folder)
             return cls(network, tokenizer, checkpoint.model, place)
@@ -86,7 +86,7 @@ class MusicgenEngine:
         self._updates = self._perform(request)
 
     def advance(self) -> Sequence[Update]:
-        """Raises only what leaves the device beyond use (torch.AcceleratorError): its process must end."""
+        """Raises only torch.AcceleratorError: the device is then unusable, and the process must end."""
         request = self._request
         if request is None:
             return []
@@ -105,7 +105,7 @@ class MusicgenEngine:
             failure = Failure(request_id=request.id, error=str(error), transient=error.transient)
         except Exception as error:
             logger.exception("Request %s failed", request.id)
-            failure = Failure(request_id=request.id, error=f"Generation failed: {_brief(error)}", transient=False)
+            failure = Failure(request_id=request.id, error=f"Generation failed: {_brief(error)}", transient=True)
         else:
             if isinstance(update, Clip) and update.index == request.takes[-1].index:
                 self._release()
@@ -148,7 +148,7 @@ class MusicgenEngine:
             )
 
     def _encode(self, prompt: str, *, guided: bool) -> torch.Tensor:
-        """The decoder's view of the text, `[rows, tokens, hidden]`; a second row of zeros stands for no prompt."""
+        """The text's hidden states for the decoder, `[rows, tokens, hidden]`; guidance adds a row of zeros."""
         tokens = self._tokenizer(prompt, truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt").input_ids
         text = self.network.text_encoder(tokens.to(self._device)).last_hidden_state
         if hasattr(self.network, "enc_to_dec_proj"):
@@ -159,7 +159,7 @@ class MusicgenEngine:
     def _decode(
         self, text: torch.Tensor, frames: int, take: Take, sampling: Sampling, report: Report
     ) -> Generator[Progress, None, torch.Tensor]:
-        """Codes `[codebooks, frames]`. Codebook k of a channel is k steps late; the steps it waits out are padding."""
+        """Codes `[codebooks, frames]`. Codebook k of a channel is delayed by k steps, which are padding."""
         decoder, config = self.network.decoder, self.network.decoder.config
         rows, books = len(text), torch.arange(config.num_codebooks, device=self._device)
         delay = books // config.audio_channels
@@ -171,10 +171,8 @@ class MusicgenEngine:
         sound = torch.tensor(True, device=self._device)
         cache = None
         for step in range(steps):
-            output = decoder(
-                latest.repeat(rows)[:, None], encoder_hidden_states=text, past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
+            output = decoder(latest.repeat(rows)[:, None], encoder_hidden_states=text, cache=cache, use_cache=True)
+            cache = output.cache
             logits = output.logits.view(rows, config.num_codebooks, -1).float()
             if rows == 2:
                 logits = logits[1:] + (logits[:1] - logits[1:]) * sampling.guidance_scale
@@ -182,14 +180,14 @@ class MusicgenEngine:
             latest = grid[step] = grid[step].where(~due[step], draw(logits[0], sampling, take.seed, step))
             if (step + 1) % STEPS_PER_ADVANCE == 0 or step + 1 == steps:
                 if not sound:
-                    raise EngineError("The model put out numbers that are not finite; its weights may be damaged.")
+                    raise EngineError("The model's output is not finite; its weights may be damaged.", transient=True)
                 yield report("decoding", DECODING_SHARE * (step + 1) / steps)
         return grid[torch.arange(frames, device=self._device) + delay[:, None], books[:, None]]
 
     def _render(
         self, codes: torch.Tensor, samples: int, report: Report
     ) -> Generator[Progress, None, NDArray[np.float32]]:
-        """Audio `[channels, samples]`. The recurrent layer hears the whole clip; what follows needs little context."""
+        """Audio `[channels, samples]`. The recurrent layer runs over the whole clip, the later layers over chunks."""
         codec, channels = self.network.audio_encoder, self.network.decoder.config.audio_channels
         frames, hop = codes.shape[1], codec.config.hop_length
         hidden = codec.quantizer.decode(torch.stack([codes[channel::channels] for channel in range(channels)], dim=1))
@@ -206,7 +204,7 @@ class MusicgenEngine:
         pcm = torch.cat(pieces, dim=1)[:, :samples].numpy()
         peak = np.abs(pcm).max()
         if not np.isfinite(peak):
-            raise EngineError("The audio decoder put out numbers that are not finite; its weights may be damaged.")
+            raise EngineError("The audio decoder's output is not finite; its weights may be damaged.", transient=True)
         return np.asarray(pcm / max(1.0, peak), np.float32)
 
 
@@ -219,7 +217,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
         attn_implementation={"decoder": "sdpa"},
         output_loading_info=True,
     )
-    # What the file lacks would be filled with random weights.
+    # The library gives weights that the file lacks random values.
     absent = sorted(key for key in report["missing_keys"] if key.startswith("decoder."))
     if absent:
         raise ValueError(f"its weights lack {absent[0]}.")
@@ -227,7 +225,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> torch.Tensor:
-    """One token a codebook, `[codebooks]`, from logits `[codebooks, tokens]`; temperature 0 takes the likeliest."""
+    """One token per codebook, `[codebooks]`, from logits `[codebooks, tokens]`; temperature 0 takes the most likely."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     warm = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
@@ -235,7 +233,10 @@ def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> 
 
 
 def keep(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """The `top_k` likeliest tokens, and of those the fewest whose probability reaches `top_p`; the rest is -inf."""
+    """Sets the logits of all tokens to -inf, except for those to sample from.
+
+    These are the fewest of the `top_k` most likely tokens whose probabilities add up to `top_p`.
+    """
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1:
@@ -248,19 +249,19 @@ def keep(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 
 
 def gumbel(like: torch.Tensor, seed: int, position: int) -> torch.Tensor:
-    """Gumbel noise of the shape `[codebooks, tokens]`, each number from a hash of what it is for and nothing else.
+    """Gumbel noise `[codebooks, tokens]`: each number is a hash of its seed, position, codebook and token.
 
-    So a seed gives the same draws whatever else is in the batch.
+    So a seed gives the same draws in any batch.
     """
     tokens = torch.arange(like.numel(), device=like.device).view_as(like)
     bits = _mix(_mix(tokens) ^ _mix(_mix(torch.full_like(tokens, seed)) + position))
-    # 23 bits and a half are exact in fp32; with one bit more the largest rounds to 1, whose noise is infinite.
+    # fp32 represents 23 bits plus one half exactly. With one more bit the largest would round to 1: infinite noise.
     uniform = ((bits >> 9).float() + 0.5) / 2**23
     return -torch.log(-torch.log(uniform))
 
 
 def _mix(number: torch.Tensor) -> torch.Tensor:
-    """A 32-bit avalanche (lowbias32 of C. Wellons' hash-prospector) in 64-bit integers."""
+    """A 32-bit hash (lowbias32 of C. Wellons' hash-prospector) in 64-bit integers."""
     number = number & MASK
     number = ((number ^ (number >> 16)) * 0x7FEB352D) & MASK
     number = ((number ^ (number >> 15)) * 0x846CA68B) & MASK

@@ -1,4 +1,4 @@
-"""Songs in words: the many ways in which people ask for the style, tempo, instruments and mood that a song has."""
+"""Prompts for songs: many ways of asking for a song's style, tempo, instruments and mood."""
 
 from typing import Final
 
@@ -60,67 +60,69 @@ def pace(tempo: int) -> str:
 
 
 def describe(song: Song, rng: np.random.Generator) -> str:
-    """One way of asking for the song; each attribute may be left out, as people do."""
+    """A random prompt for the song. Any attribute may be left out, as in people's prompts."""
     if rng.random() < 0.1:
-        return _form(song, rng)
-    style = _one(rng, STYLES[song.style]) if rng.random() < 0.75 else ""
-    mood = _one(rng, MOODS[song.mode]) if rng.random() < 0.85 else ""
+        return _form_prompt(song, rng)
+    style = _choose(rng, STYLES[song.style]) if rng.random() < 0.75 else ""
+    mood = _choose(rng, MOODS[song.mode]) if rng.random() < 0.85 else ""
     lead = _lead(song, rng) if rng.random() < 0.92 else ""
     backing = _backing(song, rng) if rng.random() < 0.6 else ""
-    drums = _one(rng, DRUMS if song.drums else NO_DRUMS) if rng.random() < 0.85 else ""
+    drums = _choose(rng, DRUMS if song.drums else NO_DRUMS) if rng.random() < 0.85 else ""
     tempo = _tempo(song, rng) if rng.random() < 0.9 else ""
     if rng.random() < 0.5 or not style:
         words = [word for word in (style, mood, lead, backing, drums, tempo) if word]
         rng.shuffle(words)
         return ", ".join(words)
-    opening = _one(rng, ("", "a ", "make me a ", "I want a ", "some ", "an instrumental: "))
-    noun = _one(rng, ("", " track", " song", " piece", " tune", " instrumental"))
+    opening = _choose(rng, ("", "a ", "make me a ", "I want a ", "some ", "an instrumental: "))
+    noun = _choose(rng, ("", " track", " song", " piece", " tune", " instrumental"))
     adjective = mood if mood and "key" not in mood and mood not in {"major", "minor"} else ""
     rest = [part for part in (lead, backing, drums, tempo, "" if adjective else mood) if part]
     rng.shuffle(rest)
     head = f"{opening}{adjective} {style}{noun}".replace("  ", " ").strip()
-    joint = _one(rng, (" with ", ", ", ": ")) if rest and not rest[0].startswith(("with", "at", "in")) else " "
+    joint = _choose(rng, (" with ", ", ", ": ")) if rest and not rest[0].startswith(("with", "at", "in")) else " "
     return head + joint + ", ".join(rest) if rest else head
 
 
 def request(song: Song, rng: np.random.Generator) -> str:
-    """A prompt that names tempo, drums, lead and mode, so that each can be checked in what is made from it."""
+    """A prompt that names tempo, drums, lead, mode and style, so that an evaluation can check them."""
     words = [
         f"{song.tempo} bpm",
-        _one(rng, DRUMS if song.drums else NO_DRUMS),
+        _choose(rng, DRUMS if song.drums else NO_DRUMS),
         _lead(song, rng),
-        _one(rng, MOODS[song.mode]),
-        _one(rng, STYLES[song.style]),
+        _choose(rng, MOODS[song.mode]),
+        _choose(rng, STYLES[song.style]),
     ]
     rng.shuffle(words)
     return ", ".join(words)
 
 
-def _form(song: Song, rng: np.random.Generator) -> str:
+def _form_prompt(song: Song, rng: np.random.Generator) -> str:
     return (
-        f"style: {_one(rng, STYLES[song.style])}, tempo: {song.tempo} bpm, "
-        f"instrumentation: {_one(rng, LEADS[song.lead])}, {_one(rng, BACKINGS[song.backing])}"
-        f"{', drums' if song.drums else ''}, mood: {_one(rng, MOODS[song.mode])}"
+        f"style: {_choose(rng, STYLES[song.style])}, tempo: {song.tempo} bpm, "
+        f"instrumentation: {_choose(rng, LEADS[song.lead])}, {_choose(rng, BACKINGS[song.backing])}"
+        f"{', drums' if song.drums else ''}, mood: {_choose(rng, MOODS[song.mode])}"
     )
 
 
 def _lead(song: Song, rng: np.random.Generator) -> str:
-    name = _one(rng, LEADS[song.lead])
+    name = _choose(rng, LEADS[song.lead])
     forms = ("{} melody", "{} lead", "lead {}", "{}", "featuring {}", "melody on the {}", "with a {} melody", "{} solo")
-    return _one(rng, forms).format(name)
+    return _choose(rng, forms).format(name)
 
 
 def _backing(song: Song, rng: np.random.Generator) -> str:
-    name = _one(rng, BACKINGS[song.backing])
-    return _one(rng, ("{} chords", "{} backing", "over {} chords", "soft {} chords", "{} accompaniment")).format(name)
+    name = _choose(rng, BACKINGS[song.backing])
+    return _choose(rng, ("{} chords", "{} backing", "over {} chords", "soft {} chords", "{} accompaniment")).format(
+        name
+    )
 
 
 def _tempo(song: Song, rng: np.random.Generator) -> str:
     if rng.random() < 0.3:
-        return _one(rng, PACES[pace(song.tempo)])
+        return _choose(rng, PACES[pace(song.tempo)])
     forms = ("{} bpm", "{} bpm", "at {} bpm", "{}bpm", "tempo {}", "around {} bpm", "{} beats per minute")
-    return _one(rng, forms).format(song.tempo)
+    return _choose(rng, forms).format(song.tempo)
 
 
-def _one(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+def _choose(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     return words[rng.integers(len(words))]

@@ -1,7 +1,7 @@
-"""Says how good a checkpoint is: 200 prompts nobody trained on, made by the engine and heard by the judge.
+"""Evaluates a checkpoint: the engine makes clips of 200 prompts outside the training data, and the judge rates them.
 
-`python -m workers.engines.musicgen.nano.evaluation CHECKPOINT FOLDER` goes on where it was stopped, prints the figures
-and draws twenty of the clips.
+`python -m workers.engines.musicgen.nano.evaluation CHECKPOINT FOLDER` prints the figures and plots twenty of the clips.
+If it is stopped, the next run keeps the clips that are already made.
 """
 
 import argparse
@@ -23,41 +23,43 @@ from workers.engines.checkpoints import Checkpoint
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano import codec
 from workers.engines.musicgen.nano.descriptions import request
-from workers.engines.musicgen.nano.instruments import RATE, Signal
-from workers.engines.musicgen.nano.judge import Judge, right
-from workers.engines.musicgen.nano.songs import SECONDS, Song, compose, play
+from workers.engines.musicgen.nano.instruments import SAMPLE_RATE, Signal
+from workers.engines.musicgen.nano.judge import Judge, correct_attributes
+from workers.engines.musicgen.nano.songs import CLIP_SECONDS, Song, compose, play
 
-FIRST: Final = 8_000_000
-PROMPTS: Final = 200
-DRAWN: Final = 20
+FIRST_SEED: Final = 8_000_000
+NUM_PROMPTS: Final = 200
+NUM_PLOTTED: Final = 20
 
-Sound = Callable[[int, Song], Signal]
+ClipSource = Callable[[int, Song], Signal]
 
 
 def prompts(count: int) -> list[tuple[Song, str]]:
-    songs = [compose(seed) for seed in range(FIRST, FIRST + count)]
+    songs = [compose(seed) for seed in range(FIRST_SEED, FIRST_SEED + count)]
     return [(song, request(song, np.random.default_rng(song.seed))) for song in songs]
 
 
-def make(checkpoint: Path, folder: Path, count: int) -> None:
-    """One clip a prompt, as `folder/<number>.wav`, on all cores."""
+def generate_clips(checkpoint: Path, folder: Path, count: int) -> None:
+    """Makes the missing clips, one for each prompt, as `folder/<number>.wav`, on all cores."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [(number, prompt) for number, (_, prompt) in enumerate(prompts(count))]
-    missing = [(number, prompt) for number, prompt in asked if not _path(folder, number).exists()]
+    numbered = [(number, prompt) for number, (_, prompt) in enumerate(prompts(count))]
+    missing = [(number, prompt) for number, prompt in numbered if not _path(folder, number).exists()]
     workers = multiprocessing.cpu_count()
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.starmap(_make, [(checkpoint, folder, missing[worker::workers]) for worker in range(workers)], chunksize=1)
+        pool.starmap(
+            _generate_clips, [(checkpoint, folder, missing[worker::workers]) for worker in range(workers)], chunksize=1
+        )
 
 
-def _make(checkpoint: Path, folder: Path, asked: list[tuple[int, str]]) -> None:
+def _generate_clips(checkpoint: Path, folder: Path, numbered: list[tuple[int, str]]) -> None:
     torch.set_num_threads(1)
     engine = MusicgenEngine.load(Checkpoint(model=NANO, folder=checkpoint), "cpu")
-    for number, prompt in asked:
-        clip = sing(engine, prompt, number)
-        soundfile.write(_path(folder, number), clip, RATE)
+    for number, prompt in numbered:
+        clip = generate_clip(engine, prompt, number)
+        soundfile.write(_path(folder, number), clip, SAMPLE_RATE)
 
 
-def sing(engine: MusicgenEngine, prompt: str, seed: int, seconds: float = SECONDS) -> Signal:
+def generate_clip(engine: MusicgenEngine, prompt: str, seed: int, seconds: float = CLIP_SECONDS) -> Signal:
     engine.admit(EngineRequest(id="clip", prompt=prompt, duration=seconds, takes=[Take(0, seed)]))
     while True:
         for update in engine.advance():
@@ -68,50 +70,50 @@ def sing(engine: MusicgenEngine, prompt: str, seed: int, seconds: float = SECOND
                     raise RuntimeError(error)
 
 
-def judged(judge: Judge, asked: list[tuple[Song, str]], sound: Sound) -> dict[str, float]:
-    """The shares of clips in which what was asked for is heard."""
-    rows = [right(judge.listen(sound(number, song)), song) for number, (song, _) in enumerate(asked)]
+def accuracies(judge: Judge, examples: list[tuple[Song, str]], clip_of: ClipSource) -> dict[str, float]:
+    """For each attribute, the share of clips in which the judge finds it as the song has it."""
+    rows = [correct_attributes(judge.predict(clip_of(number, song)), song) for number, (song, _) in enumerate(examples)]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def evaluate(checkpoint: Path, folder: Path, count: int = PROMPTS) -> Iterator[tuple[str, dict[str, float]]]:
-    judge = Judge.trained(folder / "judge.pt")
-    asked = prompts(count)
+def evaluate(checkpoint: Path, folder: Path, count: int = NUM_PROMPTS) -> Iterator[tuple[str, dict[str, float]]]:
+    judge = Judge.load_or_train(folder / "judge.pt")
+    examples = prompts(count)
     engine = MusicgenEngine.load(Checkpoint(model=NANO, folder=checkpoint), "cpu")
     began = time.monotonic()
-    first, again = (sing(engine, asked[0][1], 0) for _ in range(2))
+    first, again = (generate_clip(engine, examples[0][1], 0) for _ in range(2))
     yield (
         "seconds for 10 s of audio",
         {"seconds": (time.monotonic() - began) / 2, "same": float((first == again).all())},
     )
     network = engine.network.audio_encoder
     quantiser = codec.quantiser_of(network)
-    yield "codec", codec.measure(network, quantiser, codec.songs(codec.HELD_OUT, 60))
-    make(checkpoint, folder, count)
-    made = [soundfile.read(_path(folder, number), dtype="float32")[0] for number in range(count)]
-    draw(asked, made, folder / "clips.png")
-    yield "made from prompts", judged(judge, asked, lambda number, _: made[number])
-    yield "floor: another prompt's clip", judged(judge, asked, lambda number, _: made[(number + 1) % count])
-    yield "ceiling: the song itself", judged(judge, asked, lambda _, song: play(song))
+    yield "codec", codec.measure(network, quantiser, codec.render_songs(codec.VALIDATION_FIRST_SEED, 60))
+    generate_clips(checkpoint, folder, count)
+    clips = [soundfile.read(_path(folder, number), dtype="float32")[0] for number in range(count)]
+    plot(examples, clips, folder / "clips.png")
+    yield "made from prompts", accuracies(judge, examples, lambda number, _: clips[number])
+    yield "floor: another prompt's clip", accuracies(judge, examples, lambda number, _: clips[(number + 1) % count])
+    yield "ceiling: the song itself", accuracies(judge, examples, lambda _, song: play(song))
 
     @torch.inference_mode()
     def through_codec(_: int, song: Song) -> Signal:
         audio = torch.from_numpy(play(song))[None]
         _, latents = quantiser(codec.encode(network, audio))
-        sound = codec.decode(network, latents, 1)
-        return np.asarray(sound[0, : audio.shape[1]].numpy(), np.float32)
+        decoded = codec.decode(network, latents, 1)
+        return np.asarray(decoded[0, : audio.shape[1]].numpy(), np.float32)
 
-    yield "ceiling: the song through the codec", judged(judge, asked, through_codec)
+    yield "ceiling: the song through the codec", accuracies(judge, examples, through_codec)
 
 
-def draw(asked: list[tuple[Song, str]], made: list[Signal], path: Path) -> None:
-    """Waveform and spectrogram of the first clips, under what was asked for."""
+def plot(examples: list[tuple[Song, str]], clips: list[Signal], path: Path) -> None:
+    """Plots waveform and spectrogram of the first clips, each under its prompt."""
     mpl.use("Agg")
-    figure, axes = pyplot.subplots(DRAWN // 2, 4, figsize=(20, 2.1 * DRAWN / 2), width_ratios=(1, 2, 1, 2))
-    for (_, prompt), audio, (wave, picture) in zip(asked, made, axes.reshape(-1, 2), strict=False):
-        wave.plot(np.arange(len(audio)) / RATE, audio, linewidth=0.2)
+    figure, axes = pyplot.subplots(NUM_PLOTTED // 2, 4, figsize=(20, 2.1 * NUM_PLOTTED / 2), width_ratios=(1, 2, 1, 2))
+    for (_, prompt), audio, (wave, picture) in zip(examples, clips, axes.reshape(-1, 2), strict=False):
+        wave.plot(np.arange(len(audio)) / SAMPLE_RATE, audio, linewidth=0.2)
         wave.set(ylim=(-1, 1), xticks=(), yticks=())
-        picture.specgram(audio + 1e-6, NFFT=1024, Fs=RATE, noverlap=512, vmin=-130, vmax=-40)
+        picture.specgram(audio + 1e-6, NFFT=1024, Fs=SAMPLE_RATE, noverlap=512, vmin=-130, vmax=-40)
         picture.set_title(prompt, fontsize=8)
         picture.set(xticks=(), yticks=())
     figure.tight_layout()
@@ -133,5 +135,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=PROMPTS)
+    parser.add_argument("--count", type=int, default=NUM_PROMPTS)
     main(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Sounds made from formulas, mono at RATE: pitched notes as sums of partials, drums as shaped sines and noise."""
+"""Synthesised sounds, mono at SAMPLE_RATE: notes are sums of partials, drums are shaped sines and noise."""
 
 from functools import lru_cache
 from typing import Final
@@ -7,30 +7,31 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-RATE: Final = 16_000
-NYQUIST: Final = 7_600.0
-LONGEST: Final = 4.0
-LAYERS: Final = (0.55, 1.0)
+SAMPLE_RATE: Final = 16_000
+MAX_PARTIAL_HZ: Final = 7_600.0
+MAX_NOTE_SECONDS: Final = 4.0
+VELOCITY_LAYERS: Final = (0.55, 1.0)
 
-# A second, as the codec has them.
-FRAMES: Final = 50
-# Frames in which all that is played in a key comes round, by the tonic of its major scale. A held chord then has codes
-# that return, which can be learnt; in equal temperament no two frames are alike.
-PERIODS: Final = {0: 18, 1: 17, 2: 16, 7: 24, 11: 19}
-# Just intonation: the semitones above the tonic, as multiples of the frequency that comes round once in a period.
-JUST: Final = (24, 25.5, 27, 28.5, 30, 32, 34, 36, 37.5, 40, 42.5, 45)
+# The codec's frames per second.
+FRAME_RATE: Final = 50
+# By key, as the tonic of its major scale: the frames after which the waveform of every note in the key repeats. The
+# codes of a held chord then repeat too, and a model can learn them; in equal temperament no two frames are alike.
+PERIOD_FRAMES: Final = {0: 18, 1: 17, 2: 16, 7: 24, 11: 19}
+# The semitones above the tonic, as multiples of the frequency that has one cycle in the key's period.
+JUST_INTONATION: Final = (24, 25.5, 27, 28.5, 30, 32, 34, 36, 37.5, 40, 42.5, 45)
 
-# The A above middle C to which these keys come nearest, in Hz.
-CONCERT: Final = 449.0
+# The A above middle C, in Hz, that fits these keys best.
+CONCERT_PITCH: Final = 449.0
 
 Signal = NDArray[np.float32]
 
 
 class Timbre(Struct, frozen=True, kw_only=True):
-    """What a note of an instrument sounds like.
+    """How a note of an instrument sounds.
 
-    `partials` are (multiple of the pitch, amplitude); `decay` is the seconds in which the first of them falls to 1/e,
-    None for a tone that is held; the k-th falls `damping`·(k-1) times faster. Vibrato is in radians of phase.
+    `partials` are (multiple of the fundamental, amplitude). At MIDI pitch 57 the first partial falls to 1/e in `decay`
+    seconds, and partial k in 1 / (1 + `damping` · (k - 1)) of that; without a `decay`, notes are sustained. `vibrato`
+    is in radians of phase.
     """
 
     partials: tuple[tuple[float, float], ...]
@@ -54,7 +55,7 @@ def _saw(count: int, slope: float) -> tuple[tuple[float, float], ...]:
 
 
 def _plucked(count: int, place: float) -> tuple[tuple[float, float], ...]:
-    """A string plucked at that part of its length lacks the partials that rest there."""
+    """The partials of a string plucked at `place`, a share of its length: those with a node there are missing."""
     return tuple((float(n), abs(np.sin(np.pi * n * place)) / n) for n in range(1, count + 1))
 
 
@@ -94,14 +95,17 @@ TIMBRES: Final = {
 def frequency(pitch: int, key: int) -> float:
     """In Hz, of a MIDI pitch in the major scale on the pitch class `key`, or in its relative minor."""
     octave, step = divmod(pitch - 36 - ((key + 6) % 12 - 6), 12)
-    return JUST[step] * FRAMES / PERIODS[key] * 2.0**octave
+    return JUST_INTONATION[step] * FRAME_RATE / PERIOD_FRAMES[key] * 2.0**octave
 
 
 def note(instrument: str, pitch: int, key: int, seconds: float, velocity: float) -> Signal:
-    """A note of that MIDI pitch, held for `seconds` (up to LONGEST) and then released; `velocity` is 0 to 1."""
+    """A note of a MIDI pitch, held for `seconds` (at most MAX_NOTE_SECONDS) and then released.
+
+    `key` is the tonic of the key's major scale, as a pitch class; `velocity` is 0 to 1.
+    """
     timbre = TIMBRES[instrument]
     body = _body(instrument, pitch, key, velocity > 0.75)
-    held, fade = int(min(seconds, LONGEST) * RATE), int(timbre.release * RATE)
+    held, fade = int(min(seconds, MAX_NOTE_SECONDS) * SAMPLE_RATE), int(timbre.release * SAMPLE_RATE)
     sound = body[: held + fade].copy()
     if (tail := len(sound) - held) > 0:
         sound[held:] *= np.linspace(1, 0, tail, dtype=np.float32)
@@ -110,18 +114,18 @@ def note(instrument: str, pitch: int, key: int, seconds: float, velocity: float)
 
 @lru_cache(maxsize=4000)
 def _body(instrument: str, pitch: int, key: int, loud: bool) -> Signal:
-    timbre, layer = TIMBRES[instrument], LAYERS[loud]
-    time = np.arange(int((LONGEST + timbre.release) * RATE)) / RATE
-    fundamental, base = frequency(pitch, key), FRAMES / PERIODS[key]
+    timbre, layer = TIMBRES[instrument], VELOCITY_LAYERS[loud]
+    time = np.arange(int((MAX_NOTE_SECONDS + timbre.release) * SAMPLE_RATE)) / SAMPLE_RATE
+    fundamental, base = frequency(pitch, key), FRAME_RATE / PERIOD_FRAMES[key]
     rate = base * max(1, round(timbre.vibrato_rate / base))
     onset = 1 - np.exp(-time / 0.25)
     wobble = timbre.vibrato * onset * np.sin(2 * np.pi * rate * time)
     sound = np.zeros_like(time)
     phase = 2 * np.pi * fundamental * time + wobble
     for number, (multiple, amplitude) in enumerate(timbre.partials):
-        if fundamental * multiple > NYQUIST:
+        if fundamental * multiple > MAX_PARTIAL_HZ:
             continue
-        # A harder stroke is brighter, and a blown note becomes so while it swells.
+        # A louder note is brighter, and a sustained note gets brighter during its attack.
         level = amplitude * layer ** (timbre.brightness * number)
         partial = level * np.sin(multiple * phase + 1.7 * number)
         if timbre.decay is not None:
@@ -135,7 +139,7 @@ def _body(instrument: str, pitch: int, key: int, loud: bool) -> Signal:
     if timbre.breath:
         sound += timbre.breath * np.random.default_rng(pitch).standard_normal(len(time))
     sound *= np.minimum(1, time / timbre.attack)
-    level = np.sqrt(np.mean(np.square(sound[: RATE // 2]))) + 1e-9
+    level = np.sqrt(np.mean(np.square(sound[: SAMPLE_RATE // 2]))) + 1e-9
     return np.asarray(0.12 * sound / level, np.float32)
 
 
@@ -165,7 +169,7 @@ def drum(kit: str, piece: str) -> Signal:
     """`piece` is kick, snare, hat, open hat, ride or shaker."""
     sounds = KITS[kit]
     rng = np.random.default_rng([0, len(piece)])
-    time = np.arange(int(0.5 * RATE)) / RATE
+    time = np.arange(int(0.5 * SAMPLE_RATE)) / SAMPLE_RATE
     noise = rng.standard_normal(len(time))
     hiss = np.diff(noise, prepend=0.0)
     match piece:
@@ -185,6 +189,6 @@ def drum(kit: str, piece: str) -> Signal:
         case "shaker":
             sound = 0.12 * hiss * np.exp(-(((time - 0.03) / 0.02) ** 2))
         case _:
-            raise ValueError(f"there is no {piece!r} in a kit")
+            raise ValueError(f"A drum kit has no {piece!r}.")
     fade = np.minimum(1, (0.5 - time) / 0.05)
     return np.asarray(sounds.level * sound * fade, np.float32)

@@ -1,7 +1,7 @@
 """Trains nano's text encoder and decoder on the codes of synthesised songs, and writes the checkpoint.
 
-`python -m workers.engines.musicgen.nano.language_model FOLDER --codec CODEC` goes on where it was stopped;
-`--start` begins with the weights of a checkpoint's folder.
+`python -m workers.engines.musicgen.nano.language_model FOLDER --codec CODEC` resumes a run that was stopped;
+`--start` starts from the weights in a checkpoint's folder.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from torch.nn import functional
 from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
 
 from workers.engines.musicgen.nano import codec, words
-from workers.engines.musicgen.nano.codec import BOOKS, CODES, codes_of
+from workers.engines.musicgen.nano.codec import CODEBOOK_SIZE, NUM_CODEBOOKS, encode_to_codes
 from workers.engines.musicgen.nano.descriptions import describe
-from workers.engines.musicgen.nano.instruments import FRAMES
+from workers.engines.musicgen.nano.instruments import FRAME_RATE
 from workers.engines.musicgen.nano.run import Run
 from workers.engines.musicgen.nano.songs import (
-    BEATS,
-    EIGHTHS,
-    FASTEST,
+    BEATS_PER_BAR,
+    CLIP_SECONDS,
+    EIGHTH_FRAMES,
     LEADS,
+    MAX_TEMPO,
+    MIN_TEMPO,
     MODES,
-    SECONDS,
-    SLOWEST,
     STYLES,
     Song,
     compose,
@@ -36,307 +36,349 @@ from workers.engines.musicgen.nano.songs import (
 )
 
 STEPS: Final = 4_500
-CLIPS: Final = 5_500
-FIRST: Final = 1_000_000
-# More songs of which only a second is learnt: in it, most of what a prompt says is decided.
-BEGINNINGS: Final = 20_000
-BEGINNINGS_FIRST: Final = 2_000_000
-BEGINNING: Final = FRAMES
-BEGINNINGS_BATCH: Final = 32
-AHEAD: Final = 10
-HELD_OUT: Final = 32
-CHUNK: Final = 250
-BATCH: Final = 16
-UNTEXTED: Final = 0.12
-UNHEARD: Final = 0.02
-PEAK: Final = 1.5e-3
-IGNORED: Final = -100
-# At the classes' 0.02 the codes are drowned by the positions, whose waves have 0.65, for a thousand steps and more.
-LOUD: Final = 0.5
-SOFT: Final = 0.05
-# Beginnings of clips teach nearly all there is to learn, in half the time.
-SHORT: Final = 250
-SHORT_SHARE: Final = 0.6
-# The t-th frame counts 1 + EARLY / t: the first ones decide much of what a prompt says, and the rest follows them.
-EARLY: Final = 20.0
-PROBED: Final = 0.3
-COUNTING: Final = 3
-# So many clips are also counted with all codes hidden: whoever counts by prompt and position alone does not drift.
-DEAF: Final = 4
+NUM_CLIPS: Final = 5_500
+FIRST_SEED: Final = 1_000_000
+# More songs, of which only the first second is used: it decides most of the attributes that a prompt names.
+NUM_SHORT_CLIPS: Final = 20_000
+SHORT_FIRST_SEED: Final = 2_000_000
+SHORT_FRAMES: Final = FRAME_RATE
+SHORT_BATCH_SIZE: Final = 32
+# The codec's encoder looks ahead, so the audio has to be this much longer than the codes.
+LOOKAHEAD_FRAMES: Final = 10
+VALIDATION_CLIPS: Final = 32
+CLIPS_PER_FILE: Final = 250
+BATCH_SIZE: Final = 16
+TEXT_DROPOUT: Final = 0.12
+WORD_DROPOUT: Final = 0.02
+LEARNING_RATE: Final = 1.5e-3
+IGNORE_INDEX: Final = -100
+PAD_TOKEN_ID: Final = CODEBOOK_SIZE
+# The sinusoidal position embeddings have a standard deviation of 0.65. Code embeddings of transformers' default, 0.02,
+# are lost beside them for a thousand steps and more.
+EMBEDDING_INIT_STD: Final = 0.5
+LM_HEAD_INIT_STD: Final = 0.05
+# Early in the run clips are cropped to their start, which teaches nearly as much in half the time.
+CROP_FRAMES: Final = 250
+CROPPED_STEPS_SHARE: Final = 0.6
+# Frame t has a loss weight of 1 + EARLY_FRAME_WEIGHT / t: the first frames decide most of the attributes that a prompt
+# names, and later frames follow them.
+EARLY_FRAME_WEIGHT: Final = 20.0
+AUXILIARY_LOSS_WEIGHT: Final = 0.3
+AUXILIARY_LAYER: Final = 3
+# The position loss is also taken on so many clips with every code masked: a decoder that counts beats from the prompt
+# and the position alone does not drift.
+MASKED_CLIPS: Final = 4
 ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = {
     "style": list(STYLES),
     "lead": list(LEADS),
     "mode": list(MODES),
     "drums": [False, True],
-    "eighth": list(EIGHTHS),
+    "eighth_frames": list(EIGHTH_FRAMES),
 }
 
 
-def config(vocabulary: int) -> MusicgenConfig:
+def config(vocab_size: int) -> MusicgenConfig:
     return MusicgenConfig(
         text_encoder=T5Config(
-            vocab_size=vocabulary, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+            vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
         ),
         audio_encoder=codec.config(),
         decoder=MusicgenDecoderConfig(
-            vocab_size=CODES,
+            vocab_size=CODEBOOK_SIZE,
             hidden_size=256,
             ffn_dim=768,
             num_hidden_layers=6,
             num_attention_heads=4,
-            num_codebooks=BOOKS,
-            # Ten seconds of frames, the codebooks' delay, and no more: positions beyond were never trained.
-            max_position_embeddings=round(SECONDS * FRAMES) + BOOKS - 1,
-            pad_token_id=CODES,
-            bos_token_id=CODES,
+            num_codebooks=NUM_CODEBOOKS,
+            # Ten seconds of frames and the codebooks' delay: later positions are never trained.
+            max_position_embeddings=round(CLIP_SECONDS * FRAME_RATE) + NUM_CODEBOOKS - 1,
+            pad_token_id=PAD_TOKEN_ID,
+            bos_token_id=PAD_TOKEN_ID,
             dropout=0.0,
         ),
     )
 
 
-def build(books: torch.Tensor) -> tuple[Any, Any]:
-    """An untrained network with its tokenizer, for codes that stand for `books`, `[BOOKS, CODES, WIDTH]`.
+def build_model(codebooks: torch.Tensor) -> tuple[Any, Any]:
+    """An untrained network and its tokenizer, for codebooks `[NUM_CODEBOOKS, CODEBOOK_SIZE, CODEBOOK_DIM]`.
 
-    The tempi's embeddings already lie in order, and codes that sound alike are alike to it from the beginning.
+    Tempi that are close start with similar embeddings, and so do codes that sound alike: their embeddings and LM heads
+    are random projections of the codebooks.
     """
-    tokenizer: Any = words.build()
-    kind: Any = MusicgenForConditionalGeneration
-    network = kind(config(len(tokenizer)))
+    tokenizer: Any = words.build_tokenizer()
+    model_class: Any = MusicgenForConditionalGeneration
+    network = model_class(config(len(tokenizer)))
     network.decoder.set_attn_implementation("sdpa")
-    network.generation_config.update(pad_token_id=CODES, bos_token_id=CODES, decoder_start_token_id=CODES)
+    network.generation_config.update(
+        pad_token_id=PAD_TOKEN_ID, bos_token_id=PAD_TOKEN_ID, decoder_start_token_id=PAD_TOKEN_ID
+    )
     with torch.no_grad():
-        tempi = _tempi(network, tokenizer)
-        tempi.copy_(torch.from_numpy(words.scale(tempi.shape[1])))
+        numbers = _number_embeddings(network, tokenizer)
+        numbers.copy_(torch.from_numpy(words.tempo_embeddings(numbers.shape[1])))
         width = network.decoder.config.hidden_size
-        for number, book in enumerate(books):
-            alike = (book - book.mean(0)) / book.std() @ torch.randn(book.shape[1], width) / book.shape[1] ** 0.5
-            network.decoder.model.decoder.embed_tokens[number].weight[:CODES] = LOUD * alike
-            network.decoder.lm_heads[number].weight.copy_(SOFT * alike)
+        for index, codebook in enumerate(codebooks):
+            normalised = (codebook - codebook.mean(0)) / codebook.std()
+            projected = normalised @ torch.randn(codebook.shape[1], width) / codebook.shape[1] ** 0.5
+            embedding = network.decoder.model.decoder.embed_tokens[index]
+            embedding.weight[:CODEBOOK_SIZE] = EMBEDDING_INIT_STD * projected
+            network.decoder.lm_heads[index].weight.copy_(LM_HEAD_INIT_STD * projected)
     return network, tokenizer
 
 
-def _tempi(network: Any, tokenizer: Any) -> torch.Tensor:
-    """The embeddings of words.NUMBERS, in their place."""
+def _number_embeddings(network: Any, tokenizer: Any) -> torch.Tensor:
+    """The rows of the embedding table for words.NUMBERS, as a view."""
     embedding: torch.Tensor = network.text_encoder.get_input_embeddings().weight
     first = tokenizer.convert_tokens_to_ids(str(words.NUMBERS[0]))
     return embedding[first : first + len(words.NUMBERS)]
 
 
-def prepare(folder: Path, weights: Path, songs: range, frames: int) -> torch.Tensor:
-    """The codes `[songs, BOOKS, frames]` of the songs' beginnings, made by all cores and kept in the folder."""
+def encode_songs(folder: Path, codec_weights: Path, seeds: range, frames: int) -> torch.Tensor:
+    """Codes `[songs, NUM_CODEBOOKS, frames]` of the songs' first frames, made on all cores and cached in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [(folder / f"codes-{song}.npy", weights, song, frames) for song in songs[::CHUNK]]
+    chunks = [(folder / f"codes-{seed}.npy", codec_weights, seed, frames) for seed in seeds[::CLIPS_PER_FILE]]
     missing = [chunk for chunk in chunks if not chunk[0].exists()]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for done, _ in enumerate(pool.imap_unordered(_prepare, missing), start=1):
-            print(f"{time.strftime('%H:%M:%S')} codes {done * CHUNK} of {len(missing) * CHUNK}", flush=True)
+        for done, _ in enumerate(pool.imap_unordered(_encode_chunk, missing), start=1):
+            count, total = done * CLIPS_PER_FILE, len(missing) * CLIPS_PER_FILE
+            print(f"{time.strftime('%H:%M:%S')} encoded {count} of {total} songs", flush=True)
     return torch.from_numpy(np.concatenate([np.load(chunk[0]) for chunk in chunks]))
 
 
 @torch.inference_mode()
-def _prepare(chunk: tuple[Path, Path, int, int]) -> None:
-    path, weights, first, frames = chunk
+def _encode_chunk(chunk: tuple[Path, Path, int, int]) -> None:
+    path, codec_weights, first_seed, frames = chunk
     torch.set_num_threads(1)
-    network, quantiser = codec.load(weights)
-    # The codec looks ahead.
-    seconds = min((frames + AHEAD) / FRAMES, SECONDS)
-    songs = (torch.from_numpy(play(compose(seed), seconds))[None] for seed in range(first, first + CHUNK))
-    codes = [codes_of(network, quantiser, song)[0, :, :frames] for song in songs]
+    network, quantiser = codec.load(codec_weights)
+    seconds = min((frames + LOOKAHEAD_FRAMES) / FRAME_RATE, CLIP_SECONDS)
+    seeds = range(first_seed, first_seed + CLIPS_PER_FILE)
+    songs = (torch.from_numpy(play(compose(seed), seconds))[None] for seed in seeds)
+    codes = [encode_to_codes(network, quantiser, song)[0, :, :frames] for song in songs]
     partial = path.with_suffix(".partial.npy")
     np.save(partial, torch.stack(codes).short().numpy())
     partial.replace(path)
 
 
-def delayed(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs `[clips · BOOKS, steps]` and labels `[clips, BOOKS, steps]` of codes `[clips, BOOKS, frames]`.
+def apply_delay_pattern(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs `[clips · NUM_CODEBOOKS, steps]` and labels `[clips, NUM_CODEBOOKS, steps]` of the decoder.
 
-    Codebook k is k steps late, and what it waits out is padding that is not learnt.
+    `codes` are `[clips, NUM_CODEBOOKS, frames]`. Codebook k is delayed by k steps; the steps that this leaves empty are
+    padding in the inputs and IGNORE_INDEX in the labels.
     """
-    clips, books, frames = codes.shape
-    labels = torch.full((clips, books, frames + books - 1), IGNORED)
-    for book in range(books):
-        labels[:, book, book : book + frames] = codes[:, book]
-    inputs = functional.pad(labels, (1, -1), value=CODES)
-    return inputs.masked_fill(inputs == IGNORED, CODES).reshape(clips * books, -1), labels
+    clips, num_codebooks, frames = codes.shape
+    labels = torch.full((clips, num_codebooks, frames + num_codebooks - 1), IGNORE_INDEX)
+    for k in range(num_codebooks):
+        labels[:, k, k : k + frames] = codes[:, k]
+    input_ids = functional.pad(labels, (1, -1), value=PAD_TOKEN_ID)
+    input_ids = input_ids.masked_fill(input_ids == IGNORE_INDEX, PAD_TOKEN_ID)
+    return input_ids.reshape(clips * num_codebooks, -1), labels
 
 
-def text(network: Any, tokenizer: Any, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the prompts, `[clips, tokens, width]`, and the mask of their tokens."""
+def encode_text(network: Any, tokenizer: Any, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the prompts, `[clips, tokens, hidden_size]`, and their attention mask `[clips, tokens]`."""
     tokens = tokenizer(prompts, padding=True, return_tensors="pt")
     return network.enc_to_dec_proj(network.text_encoder(**tokens).last_hidden_state), tokens.attention_mask
 
 
 def forward(
-    network: Any, codes: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor
+    network: Any, codes: torch.Tensor, encoder_hidden_states: torch.Tensor, attention_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each code, `[clips, BOOKS, frames]` as the codes are, and the hidden states of COUNTING.
+    """Cross-entropy of each code `[clips, NUM_CODEBOOKS, frames]`, and the hidden states of layer AUXILIARY_LAYER.
 
-    Those are `[clips, frames, width]`; that of a frame has seen the frames before.
+    The hidden states are `[clips, frames, hidden_size]`; those of a frame depend on earlier frames only.
     """
-    inputs, labels = delayed(codes.long())
+    input_ids, labels = apply_delay_pattern(codes.long())
     frames = codes.shape[2]
-    made = _decoded(network.decoder, inputs, hidden, mask)
-    logits = made.logits.float().view(len(codes), BOOKS, -1, CODES)
-    entropies = functional.cross_entropy(logits.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none")
+    outputs = _run_decoder(network.decoder, input_ids, encoder_hidden_states, attention_mask)
+    logits = outputs.logits.float().view(len(codes), NUM_CODEBOOKS, -1, CODEBOOK_SIZE)
+    losses = functional.cross_entropy(logits.movedim(-1, 1), labels, ignore_index=IGNORE_INDEX, reduction="none")
     return (
-        torch.stack([entropies[:, book, book : book + frames] for book in range(BOOKS)], dim=1),
-        made.hidden_states[COUNTING][:, :frames].float(),
+        torch.stack([losses[:, k, k : k + frames] for k in range(NUM_CODEBOOKS)], dim=1),
+        outputs.hidden_states[AUXILIARY_LAYER][:, :frames].float(),
     )
 
 
-def losses(network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each codebook, `[BOOKS]`, the text zero where it is not kept."""
-    hidden, mask = text(network, tokenizer, prompts)
-    return forward(network, codes, hidden * keep[:, None, None], mask)[0].mean((0, 2))
+def codebook_losses(
+    network: Any, tokenizer: Any, codes: torch.Tensor, prompts: list[str], keep_text: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of each codebook, `[NUM_CODEBOOKS]`.
+
+    `keep_text` is `[clips]`: 0 makes the hidden states of a clip's prompt zero, 1 leaves them.
+    """
+    hidden_states, attention_mask = encode_text(network, tokenizer, prompts)
+    return forward(network, codes, hidden_states * keep_text[:, None, None], attention_mask)[0].mean((0, 2))
 
 
-def deaf(network: Any, frames: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The hidden states of COUNTING, `[clips, frames, width]`, had all codes been padding."""
-    inputs = torch.full((len(hidden) * BOOKS, frames), CODES)
-    made = _decoded(network.decoder.model.decoder, inputs, hidden, mask)
-    counting: torch.Tensor = made.hidden_states[COUNTING].float()
-    return counting
+def masked_hidden_states(
+    network: Any, frames: int, encoder_hidden_states: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """The hidden states of AUXILIARY_LAYER, `[clips, frames, hidden_size]`, with every code replaced by padding."""
+    input_ids = torch.full((len(encoder_hidden_states) * NUM_CODEBOOKS, frames), PAD_TOKEN_ID)
+    outputs = _run_decoder(network.decoder.model.decoder, input_ids, encoder_hidden_states, attention_mask)
+    hidden_states: torch.Tensor = outputs.hidden_states[AUXILIARY_LAYER].float()
+    return hidden_states
 
 
-def _decoded(decoder: Any, inputs: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> Any:
-    """What the decoder, with its heads or without, makes of inputs that were prompted so."""
+def _run_decoder(
+    decoder: Any, input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, attention_mask: torch.Tensor
+) -> Any:
+    """The outputs of a decoder, which may be one without LM heads."""
     with torch.autocast("cpu", torch.bfloat16):
         return decoder(
-            inputs,
-            encoder_hidden_states=hidden,
-            encoder_attention_mask=mask,
+            input_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=attention_mask,
             use_cache=False,
             output_hidden_states=True,
         )
 
 
-class Probe(torch.nn.Module):
-    """Asks the network for what the codes teach too little of, as it is a small part of what they surprise with.
+class AuxiliaryHeads(torch.nn.Module):
+    """Classifiers for attributes that the code loss barely rewards; their losses train the network too.
 
-    From the text: what the song is like, for much of that is heard in every frame, and some, "no drums", hardly but at
-    once. From the decoder: where in the bar it is, for only the frames in which a note begins depend on it.
+    From the text's hidden states they predict the song's attributes: earlier codes already tell most of these, so the
+    text matters only in the first frames, as with "no drums". From the decoder's hidden states they predict the
+    position in the bar: it changes the code loss only in frames where a note begins.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.heads = torch.nn.ModuleList(torch.nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
-        self.frame = torch.nn.Linear(width, 2 * max(EIGHTHS))
-        self.beat = torch.nn.Linear(width, BEATS)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(hidden_size, len(values)) for values in ATTRIBUTES.values())
+        self.frame = torch.nn.Linear(hidden_size, 2 * max(EIGHTH_FRAMES))
+        self.beat = torch.nn.Linear(hidden_size, BEATS_PER_BAR)
 
-    def told(self, hidden: torch.Tensor, mask: torch.Tensor, songs: list[Song]) -> torch.Tensor:
-        """The mean cross-entropy of the attributes, from the text's hidden states `[songs, tokens, width]`."""
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        entropies = [
-            functional.cross_entropy(head(mean), torch.tensor([values.index(getattr(song, name)) for song in songs]))
+    def attribute_loss(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, songs: list[Song]
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the attributes, from the text's hidden states `[songs, tokens, hidden_size]`."""
+        pooled = (hidden_states * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+        losses = [
+            functional.cross_entropy(head(pooled), torch.tensor([values.index(getattr(song, name)) for song in songs]))
             for head, (name, values) in zip(self.heads, ATTRIBUTES.items(), strict=True)
         ]
-        return torch.stack(entropies).mean()
+        return torch.stack(losses).mean()
 
-    def counted(self, hidden: torch.Tensor, songs: list[Song]) -> torch.Tensor:
-        """The cross-entropy of each frame's place in its beat, and in the bar, from hidden states of the decoder."""
-        frames = torch.arange(hidden.shape[1])[None]
-        beat = torch.tensor([2 * song.eighth for song in songs])[:, None]
-        placed = functional.cross_entropy(self.frame(hidden).flatten(0, 1), (frames % beat).flatten())
-        return placed + functional.cross_entropy(self.beat(hidden).flatten(0, 1), (frames // beat % BEATS).flatten())
+    def position_loss(self, hidden_states: torch.Tensor, songs: list[Song]) -> torch.Tensor:
+        """Cross-entropy of each frame's number in its beat, plus that of the beat's number in its bar.
+
+        `hidden_states` are the decoder's, `[songs, frames, hidden_size]`.
+        """
+        frames = torch.arange(hidden_states.shape[1])[None]
+        beat_frames = torch.tensor([2 * song.eighth_frames for song in songs])[:, None]
+        frame_logits, frame_labels = self.frame(hidden_states), frames % beat_frames
+        beat_logits, beat_labels = self.beat(hidden_states), frames // beat_frames % BEATS_PER_BAR
+        frame_loss = functional.cross_entropy(frame_logits.flatten(0, 1), frame_labels.flatten())
+        return frame_loss + functional.cross_entropy(beat_logits.flatten(0, 1), beat_labels.flatten())
 
 
-def learn(
-    network: Any, tokenizer: Any, probe: Probe, codes: torch.Tensor, asked: list[tuple[Song, str]]
+def training_losses(
+    network: Any, tokenizer: Any, heads: AuxiliaryHeads, codes: torch.Tensor, examples: list[tuple[Song, str]]
 ) -> dict[str, torch.Tensor]:
-    """The losses on codes `[songs, BOOKS, frames]` of songs, and of the probe."""
-    songs = [song for song, _ in asked]
-    hidden, mask = text(network, tokenizer, [prompt for _, prompt in asked])
-    keep = torch.rand(len(asked)) > UNTEXTED
-    surprise, heard = forward(network, codes, hidden * keep[:, None, None], mask)
-    share = 1 + EARLY / torch.arange(1, codes.shape[2] + 1)
-    blank = deaf(network, round(SECONDS * FRAMES), hidden[:DEAF], mask[:DEAF])
+    """The weighted losses, of which training minimises the sum.
+
+    `codes` are `[clips, NUM_CODEBOOKS, frames]`; `examples` are each clip's song and prompt.
+    """
+    songs = [song for song, _ in examples]
+    text_states, attention_mask = encode_text(network, tokenizer, [prompt for _, prompt in examples])
+    keep_text = torch.rand(len(examples)) > TEXT_DROPOUT
+    code_losses, decoder_states = forward(network, codes, text_states * keep_text[:, None, None], attention_mask)
+    frame_weights = 1 + EARLY_FRAME_WEIGHT / torch.arange(1, codes.shape[2] + 1)
+    all_frames = round(CLIP_SECONDS * FRAME_RATE)
+    masked_states = masked_hidden_states(network, all_frames, text_states[:MASKED_CLIPS], attention_mask[:MASKED_CLIPS])
     return {
-        "codes": (surprise * share / share.mean()).mean(),
-        "told": PROBED * probe.told(hidden, mask, songs),
-        "counted": PROBED * probe.counted(heard, songs),
-        "counted_deaf": probe.counted(blank, songs[:DEAF]),
+        "codes": (code_losses * frame_weights / frame_weights.mean()).mean(),
+        "attributes": AUXILIARY_LOSS_WEIGHT * heads.attribute_loss(text_states, attention_mask, songs),
+        "position": AUXILIARY_LOSS_WEIGHT * heads.position_loss(decoder_states, songs),
+        "position_masked": heads.position_loss(masked_states, songs[:MASKED_CLIPS]),
     }
 
 
-def train(folder: Path, weights: Path, steps: int = STEPS, clips: int = CLIPS, *, start: Path | None = None) -> None:
+def train(
+    folder: Path,
+    codec_weights: Path,
+    steps: int = STEPS,
+    num_clips: int = NUM_CLIPS,
+    *,
+    init_from: Path | None = None,
+) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    known = clips - HELD_OUT
-    whole = range(FIRST, FIRST + clips)
-    codes = prepare(folder / "codes", weights, whole, round(SECONDS * FRAMES))
-    songs = [compose(seed) for seed in whole]
-    begun = range(BEGINNINGS_FIRST, BEGINNINGS_FIRST + BEGINNINGS)
-    beginnings = prepare(folder / "beginnings", weights, begun, BEGINNING)
-    listener, quantiser = codec.load(weights)
-    network, tokenizer = build(quantiser.books)
-    if start is not None:
-        kind: Any = MusicgenForConditionalGeneration
-        network.load_state_dict(kind.from_pretrained(start, dtype=torch.float32).state_dict())
+    num_train = num_clips - VALIDATION_CLIPS
+    seeds = range(FIRST_SEED, FIRST_SEED + num_clips)
+    codes = encode_songs(folder / "codes", codec_weights, seeds, round(CLIP_SECONDS * FRAME_RATE))
+    songs = [compose(seed) for seed in seeds]
+    short_seeds = range(SHORT_FIRST_SEED, SHORT_FIRST_SEED + NUM_SHORT_CLIPS)
+    short_codes = encode_songs(folder / "beginnings", codec_weights, short_seeds, SHORT_FRAMES)
+    trained_codec, quantiser = codec.load(codec_weights)
+    network, tokenizer = build_model(quantiser.books)
+    if init_from is not None:
+        model_class: Any = MusicgenForConditionalGeneration
+        network.load_state_dict(model_class.from_pretrained(init_from, dtype=torch.float32).state_dict())
     network.audio_encoder.requires_grad_(False)
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in learning if parameter.dim() > 1]
-    vectors = [parameter for parameter in learning if parameter.dim() == 1]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decay = [parameter for parameter in trainable if parameter.dim() > 1]
+    no_decay = [parameter for parameter in trainable if parameter.dim() == 1]
     optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95)
+        [{"params": decay, "weight_decay": 0.05}, {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
-    probe = Probe(network.decoder.config.hidden_size)
-    probe_optimiser = torch.optim.AdamW(probe.parameters(), lr=PEAK)
-    run = Run(folder, steps, network=network, optimiser=optimiser, probe=probe, probe_optimiser=probe_optimiser)
-    # A run that is over takes another decoder of the same codes.
-    network.audio_encoder.load_state_dict(listener.state_dict())
+    heads = AuxiliaryHeads(network.decoder.config.hidden_size)
+    heads_optimiser = torch.optim.AdamW(heads.parameters(), lr=LEARNING_RATE)
+    # Stored states call the heads `probe`.
+    run = Run(folder, steps, network=network, optimiser=optimiser, probe=heads, probe_optimiser=heads_optimiser)
+    # The stored state holds an older codec if its decoder was trained further since.
+    network.audio_encoder.load_state_dict(trained_codec.state_dict())
     network.train()
     for step in run:
         for group in optimiser.param_groups:
-            group["lr"] = run.rate(PEAK)
+            group["lr"] = run.learning_rate(LEARNING_RATE)
         rng = np.random.default_rng(step)
-        heard = SHORT if step < SHORT_SHARE * steps else codes.shape[2]
-        chosen = rng.integers(known, size=BATCH)
-        more = rng.integers(BEGINNINGS, size=BEGINNINGS_BATCH)
-        optimiser.zero_grad(), probe_optimiser.zero_grad()
-        for part, described in (
-            (codes[chosen, :, :heard], [songs[index] for index in chosen]),
-            (beginnings[more], [compose(begun[index]) for index in more]),
+        frames = CROP_FRAMES if step < CROPPED_STEPS_SHARE * steps else codes.shape[2]
+        chosen = rng.integers(num_train, size=BATCH_SIZE)
+        short_chosen = rng.integers(NUM_SHORT_CLIPS, size=SHORT_BATCH_SIZE)
+        optimiser.zero_grad(), heads_optimiser.zero_grad()
+        for batch_codes, batch_songs in (
+            (codes[chosen, :, :frames], [songs[index] for index in chosen]),
+            (short_codes[short_chosen], [compose(short_seeds[index]) for index in short_chosen]),
         ):
-            asked = [(song, _forget(describe(song, rng), rng)) for song in described]
-            parts = learn(network, tokenizer, probe, part, asked)
-            torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step(), probe_optimiser.step()
+            examples = [(song, _drop_words(describe(song, rng), rng)) for song in batch_songs]
+            losses = training_losses(network, tokenizer, heads, batch_codes, examples)
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimiser.step(), heads_optimiser.step()
         if step % 100 == 0:
             rng = np.random.default_rng(0)
             network.eval()
             with torch.inference_mode():
-                prompts = [describe(song, rng) for song in songs[known:]]
-                unheard = codes[known:, :, :heard]
-                told = losses(network, tokenizer, unheard, prompts, torch.ones(HELD_OUT))
-                untold = losses(network, tokenizer, unheard, prompts, torch.zeros(HELD_OUT))
+                prompts = [describe(song, rng) for song in songs[num_train:]]
+                held_out = codes[num_train:, :, :frames]
+                with_text = codebook_losses(network, tokenizer, held_out, prompts, torch.ones(VALIDATION_CLIPS))
+                without_text = codebook_losses(network, tokenizer, held_out, prompts, torch.zeros(VALIDATION_CLIPS))
             network.train()
-            learnt = {name: round(value.item(), 3) for name, value in parts.items()}
-            shown = f"held out {[round(value, 3) for value in told.tolist()]} without text {untold[0]:.3f}"
-            print(f"{time.strftime('%H:%M:%S')} step {step} {learnt} {shown}", flush=True)
-    write(network, tokenizer, folder / "checkpoint")
+            train_losses = {name: round(value.item(), 3) for name, value in losses.items()}
+            validation = f"{[round(value, 3) for value in with_text.tolist()]} without text {without_text[0]:.3f}"
+            print(f"{time.strftime('%H:%M:%S')} step {step} {train_losses} validation {validation}", flush=True)
+    save_checkpoint(network, tokenizer, folder / "checkpoint")
 
 
-def write(network: Any, tokenizer: Any, folder: Path) -> None:
-    """The checkpoint in half precision; a tempo beyond those of the songs is read as the nearest of them."""
+def save_checkpoint(network: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes half precision. Tempi outside the songs' range get the embedding of the nearest one inside."""
     with torch.no_grad():
-        tempi = _tempi(network, tokenizer)
-        tempi.copy_(tempi[np.clip(words.NUMBERS, SLOWEST, FASTEST) - words.NUMBERS[0]])
+        numbers = _number_embeddings(network, tokenizer)
+        numbers.copy_(numbers[np.clip(words.NUMBERS, MIN_TEMPO, MAX_TEMPO) - words.NUMBERS[0]])
     network.eval().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _forget(prompt: str, rng: np.random.Generator) -> str:
-    """Makes a word now and then one that the model does not know, so that such words lead nowhere."""
-    kept = [words.UNKNOWN if rng.random() < UNHEARD else word for word in prompt.split()]
+def _drop_words(prompt: str, rng: np.random.Generator) -> str:
+    """Replaces a share WORD_DROPOUT of the words by the unknown word, so that the model learns to ignore it."""
+    kept = [words.UNK if rng.random() < WORD_DROPOUT else word for word in prompt.split()]
     return " ".join(kept)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--codec", dest="weights", type=Path, required=True)
+    parser.add_argument("--codec", dest="codec_weights", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument("--clips", dest="num_clips", type=int, default=NUM_CLIPS)
+    parser.add_argument("--start", dest="init_from", type=Path)
     train(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""What the training runs share: a state on disk that survives being stopped at any moment, and the learning rate."""
+"""Resumable training: a state on disk that survives being stopped at any moment, and the learning-rate schedule."""
 
 import math
 import time
@@ -9,13 +9,14 @@ from typing import Any, Final
 import torch
 
 SAVE_SECONDS: Final = 120.0
-WARM_UP: Final = 200
+WARMUP_STEPS: Final = 200
+MIN_LR_RATIO: Final = 0.05
 
 
 class Run:
-    """A training run of a fixed number of steps in a folder; opened again, it goes on from its last saved state.
+    """A training run of a fixed number of steps in a folder; opened again, it resumes from its last saved state.
 
-    What is given as `parts` has state_dict and load_state_dict.
+    `parts` are the objects to save, which have state_dict and load_state_dict; their names are keys of the state file.
     """
 
     def __init__(self, folder: Path, steps: int, **parts: Any) -> None:
@@ -35,7 +36,7 @@ class Run:
                 part.load_state_dict(state[name])
 
     def __iter__(self) -> Iterator[int]:
-        """The steps still to do, saving between them; each seeds torch, so that a resumed run draws the same."""
+        """Yields the steps left, and saves between them. Each seeds torch, so a resumed run draws the same numbers."""
         saved = time.monotonic()
         while self.step < self.steps:
             torch.manual_seed(self.step)
@@ -51,7 +52,9 @@ class Run:
         torch.save({"step": self.step, "steps": self.steps, **state}, partial)
         partial.replace(self.path)
 
-    def rate(self, peak: float) -> float:
-        """A warm-up, then a cosine down to a twentieth of the peak."""
-        share = self.step / self.steps
-        return peak * min(1.0, (self.step + 1) / WARM_UP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+    def learning_rate(self, peak: float) -> float:
+        """The rate of this step: cosine decay to MIN_LR_RATIO of the peak, times a linear warm-up."""
+        warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        progress = self.step / self.steps
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return peak * warmup * (MIN_LR_RATIO + (1 - MIN_LR_RATIO) * cosine)

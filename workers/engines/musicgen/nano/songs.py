@@ -1,4 +1,4 @@
-"""Short songs in eight styles, composed and played from a seed: what the model is trained on."""
+"""The training data: short songs in eight styles, each composed and played from a seed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
@@ -6,17 +6,26 @@ from typing import Final, TypeAlias
 import numpy as np
 from msgspec import Struct
 
-from workers.engines.musicgen.nano.instruments import FRAMES, LONGEST, PERIODS, RATE, Signal, drum, note
+from workers.engines.musicgen.nano.instruments import (
+    FRAME_RATE,
+    MAX_NOTE_SECONDS,
+    PERIOD_FRAMES,
+    SAMPLE_RATE,
+    Signal,
+    drum,
+    note,
+)
 
-SECONDS: Final = 10.0
-SLOWEST: Final = 70
-FASTEST: Final = 140
-BEATS: Final = 4
+CLIP_SECONDS: Final = 10.0
+MIN_TEMPO: Final = 70
+MAX_TEMPO: Final = 140
+BEATS_PER_BAR: Final = 4
 
-Strike: TypeAlias = tuple[float, Signal]
-# In frames. All that is played begins with one: between frames the same note would have other phases each time, and so
-# other codes, which nothing could learn.
-EIGHTHS: Final = range(11, 22)
+# A start in seconds, and the sound.
+TimedSound: TypeAlias = tuple[float, Signal]
+# The lengths that an eighth note can have, in frames. Every note then starts with a frame. If it started between
+# frames, its phase in the frame, and so its codes, would differ each time, and a model could not learn them.
+EIGHTH_FRAMES: Final = range(11, 22)
 
 LEADS: Final = ("piano", "guitar", "flute", "violin", "organ", "bells", "trumpet", "synth")
 MODES: Final = ("major", "minor")
@@ -25,16 +34,16 @@ BACKINGS: Final = ("piano", "guitar", "strings", "organ", "pad")
 MAJOR: Final = (0, 2, 4, 5, 7, 9, 11)
 MINOR: Final = (0, 2, 3, 5, 7, 8, 10)
 LEADING_TONE: Final = 11
-# Semitones from a minor key's tonic up to that of the major scale with the same notes.
-RELATIVE: Final = 3
+# Semitones from a minor key's tonic up to its relative major's.
+RELATIVE_MAJOR: Final = 3
 
-# Degrees of the scale, one chord a bar; 4 in minor is the major dominant.
+# One chord per bar, as degrees of the scale counted from 0; degree 4 in minor is the major dominant.
 PROGRESSIONS: Final = {
     "major": ((0, 4, 5, 3), (0, 5, 3, 4), (0, 3, 4, 0), (0, 3, 5, 4), (0, 5, 1, 4)),
     "minor": ((0, 5, 2, 4), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4), (0, 2, 5, 4)),
 }
 
-# Eighths of a bar: what is struck, and how hard.
+# For each drum, the strength of its stroke on each eighth of a bar, 0 for none.
 Pattern = dict[str, tuple[float, ...]]
 BACKBEAT: Final[Pattern] = {
     "kick": (1, 0, 0, 0, 0.9, 0, 0, 0),
@@ -72,8 +81,8 @@ BRUSHED: Final[Pattern] = {
     "hat": (0.5, 0, 0.5, 0, 0.5, 0, 0.5, 0),
 }
 
-# Where in the eighths of a bar the chord is struck, and for how many eighths; an arpeggio plays its notes in turn.
-STABS: Final = {
+# For each comping style, the chords of a bar as (start, length) in eighths.
+CHORD_RHYTHMS: Final = {
     "held": ((0, 8),),
     "halves": ((0, 4), (4, 4)),
     "quarters": ((0, 2), (2, 2), (4, 2), (6, 2)),
@@ -82,10 +91,11 @@ STABS: Final = {
     "comping": ((0, 2), (3, 3), (7, 1)),
 }
 
-# Which of the chord's notes an arpeggio plays on each eighth.
-FIGURES: Final = ((0, 1, 2, 1, 2, 1, 2, 1), (0, 2, 1, 2, 0, 2, 1, 2))
+# The index of the chord's note that an arpeggio plays on each eighth.
+ARPEGGIOS: Final = ((0, 1, 2, 1, 2, 1, 2, 1), (0, 2, 1, 2, 0, 2, 1, 2))
 
-MOTIFS: Final = (
+# The notes of a bar as (start, length) in eighths.
+MELODY_RHYTHMS: Final = (
     ((0, 2), (2, 2), (4, 2), (6, 2)),
     ((0, 2), (2, 1), (3, 1), (4, 4)),
     ((0, 3), (3, 1), (4, 2), (6, 2)),
@@ -97,7 +107,10 @@ MOTIFS: Final = (
 
 
 class Style(Struct, frozen=True, kw_only=True):
-    """`swing` is where the second eighth of a beat falls, 0.5 being even; `room` is the reverberation time in s."""
+    """`drums` and `minor` are probabilities. `room` is the reverberation time in seconds.
+
+    `swing` is the position of a beat's second eighth: 0.5 is straight.
+    """
 
     tempo: tuple[int, int]
     pattern: Pattern
@@ -150,15 +163,15 @@ STYLES: Final = {
 
 
 class Song(Struct, frozen=True, kw_only=True):
-    """`tempo` is what is asked for, in beats per minute, and `eighth` the frames of an eighth note, within 5 % of it.
+    """`tempo` is the tempo that prompts name, in beats per minute. `tonic` is a pitch class, `mode` major or minor.
 
-    `tonic` is the pitch class of the key, `mode` major or minor.
+    `eighth_frames` is the length of an eighth note in frames. It sets the tempo that is played, within 5 % of `tempo`.
     """
 
     seed: int
     style: str
     tempo: int
-    eighth: int
+    eighth_frames: int
     tonic: int
     mode: str
     lead: str
@@ -167,8 +180,8 @@ class Song(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> int:
-        """The tonic of the major scale whose notes it has."""
-        return self.tonic if self.mode == "major" else (self.tonic + RELATIVE) % 12
+        """The tonic of the major scale with the same notes."""
+        return self.tonic if self.mode == "major" else (self.tonic + RELATIVE_MAJOR) % 12
 
 
 def compose(seed: int) -> Song:
@@ -176,13 +189,13 @@ def compose(seed: int) -> Song:
     name = str(rng.choice(list(STYLES)))
     style = STYLES[name]
     tempo = int(rng.integers(style.tempo[0], style.tempo[1] + 1))
-    key, mode = int(rng.choice(list(PERIODS))), "minor" if rng.random() < style.minor else "major"
+    key, mode = int(rng.choice(list(PERIOD_FRAMES))), "minor" if rng.random() < style.minor else "major"
     return Song(
         seed=seed,
         style=name,
         tempo=tempo,
-        eighth=min(EIGHTHS, key=lambda frames: abs(np.log(tempo * frames / (30 * FRAMES)))),
-        tonic=key if mode == "major" else (key - RELATIVE) % 12,
+        eighth_frames=min(EIGHTH_FRAMES, key=lambda frames: abs(np.log(tempo * frames / (30 * FRAME_RATE)))),
+        tonic=key if mode == "major" else (key - RELATIVE_MAJOR) % 12,
         mode=mode,
         lead=str(rng.choice(LEADS)),
         backing=str(rng.choice(style.backings)),
@@ -190,8 +203,8 @@ def compose(seed: int) -> Song:
     )
 
 
-def play(song: Song, seconds: float = SECONDS) -> Signal:
-    """Mono at RATE, below 0.95 and always as loud as its notes: another gain would be other codes."""
+def play(song: Song, seconds: float = CLIP_SECONDS) -> Signal:
+    """Mono at SAMPLE_RATE, within ±0.95. It is not normalised, because another gain would give other codes."""
     band = _Band(song, seconds)
     tune, drums = _track(band.tune(), seconds), _track(band.drums() if song.drums else (), seconds)
     mix = _reverberate(tune, band.style.room, 0.16) + 0.75 * _reverberate(drums, 0.2, 0.06)
@@ -199,21 +212,21 @@ def play(song: Song, seconds: float = SECONDS) -> Signal:
 
 
 class _Band:
-    """Plays a song bar by bar; what it yields are sounds and when they start, in seconds."""
+    """Plays a song bar by bar."""
 
     def __init__(self, song: Song, seconds: float) -> None:
         self.song = song
         self.style = STYLES[song.style]
-        self._bars = int(np.ceil(seconds * FRAMES / (2 * BEATS * song.eighth)))
+        self._bars = int(np.ceil(seconds * FRAME_RATE / (2 * BEATS_PER_BAR * song.eighth_frames)))
         self._rng = np.random.default_rng([song.seed, 2])
 
-    def tune(self) -> Iterator[Strike]:
+    def tune(self) -> Iterator[TimedSound]:
         progressions = PROGRESSIONS[self.song.mode]
         progression = progressions[self._rng.integers(len(progressions))]
         comp = str(self._rng.choice(self.style.comp))
         if self.song.backing in {"strings", "pad"} and comp in {"eighths", "comping"}:
             comp = "halves"
-        figure = FIGURES[self._rng.integers(len(FIGURES))]
+        figure = ARPEGGIOS[self._rng.integers(len(ARPEGGIOS))]
         motifs = [self._motif(), self._motif()]
         order = (0, 0, 1, 0) if self._rng.random() < 0.5 else (0, 1, 0, 1)
         for bar in range(self._bars):
@@ -222,7 +235,7 @@ class _Band:
             yield from self._bass(bar, degree)
             yield from self._melody(bar, degree, motifs[order[bar % 4]])
 
-    def drums(self) -> Iterator[Strike]:
+    def drums(self) -> Iterator[TimedSound]:
         for bar in range(self._bars):
             for piece, strokes in self.style.pattern.items():
                 for eighth, strength in enumerate(strokes):
@@ -230,7 +243,7 @@ class _Band:
                         start = self._start(bar, eighth)
                         yield start, np.float32(strength) * drum(self.style.kit, piece)
 
-    def _chord(self, bar: int, degree: int, comp: str, figure: tuple[int, ...]) -> Iterator[Strike]:
+    def _chord(self, bar: int, degree: int, comp: str, figure: tuple[int, ...]) -> Iterator[TimedSound]:
         steps = [0, 2, 4] + ([6] if self.style.sevenths else [])
         # Inversions keep the chords in one register.
         pitches = sorted(52 + (self._pitch(degree + step, degree) - 52) % 12 for step in steps)
@@ -239,12 +252,12 @@ class _Band:
             for eighth, index in enumerate(figure):
                 yield self._start(bar, eighth), self._sound(self.song.backing, pitches[index], 2, gain * 1.2)
             return
-        for eighth, length in STABS[comp]:
+        for eighth, length in CHORD_RHYTHMS[comp]:
             start = self._start(bar, eighth)
             for pitch in pitches:
                 yield start, self._sound(self.song.backing, pitch, length * 0.95, gain)
 
-    def _bass(self, bar: int, degree: int) -> Iterator[Strike]:
+    def _bass(self, bar: int, degree: int) -> Iterator[TimedSound]:
         root = 33 + (self._pitch(degree, degree) - 33) % 12
         third, fifth = (root + (self._pitch(degree + step, degree) - root) % 12 for step in (2, 4))
         match self.style.bassline:
@@ -262,8 +275,11 @@ class _Band:
             yield self._start(bar, eighth), self._sound(self.style.bass, pitch, length * 0.9, 0.9)
 
     def _motif(self) -> list[tuple[int, int, int]]:
-        """(eighth, eighths, steps above the chord's root): chord tones on the strong beats, steps between them."""
-        rhythm = MOTIFS[self._rng.integers(len(MOTIFS))]
+        """Notes as (start in eighths, length in eighths, steps of the scale above the chord's root).
+
+        Notes on strong beats are chord tones; the notes between them move by a step or two.
+        """
+        rhythm = MELODY_RHYTHMS[self._rng.integers(len(MELODY_RHYTHMS))]
         step = int(self._rng.choice([0, 2, 4]))
         notes = []
         for eighth, length in rhythm:
@@ -274,7 +290,7 @@ class _Band:
             notes.append((eighth, length, step))
         return notes
 
-    def _melody(self, bar: int, degree: int, motif: list[tuple[int, int, int]]) -> Iterator[Strike]:
+    def _melody(self, bar: int, degree: int, motif: list[tuple[int, int, int]]) -> Iterator[TimedSound]:
         root = degree if degree < 4 else degree - 7
         octave = 12 * int(self.song.lead in {"bells", "flute"})
         for eighth, length, step in motif:
@@ -283,35 +299,35 @@ class _Band:
             yield start, self._sound(self.song.lead, pitch, length * 0.95, 1.4, hard=eighth % 4 == 0)
 
     def _pitch(self, degree: int, chord: int) -> int:
-        """The MIDI pitch of a degree of the scale, the seventh raised where the chord is a minor key's dominant."""
+        """The MIDI pitch of a degree of the scale. The dominant chord of a minor key has a raised seventh."""
         scale = MAJOR if self.song.mode == "major" else MINOR
         octave, step = divmod(degree, 7)
         raised = self.song.mode == "minor" and chord == 4 and step == 6
         return 48 + self.song.tonic + 12 * octave + (LEADING_TONE if raised else scale[step])
 
     def _start(self, bar: int, eighth: int) -> float:
-        """When an eighth of a bar falls."""
-        frames = 2 * self.song.eighth * (BEATS * bar + eighth // 2)
-        return (frames + (round(2 * self.song.eighth * self.style.swing) if eighth % 2 else 0)) / FRAMES
+        """The time in seconds at which an eighth of a bar starts."""
+        frames = 2 * self.song.eighth_frames * (BEATS_PER_BAR * bar + eighth // 2)
+        return (frames + (round(2 * self.song.eighth_frames * self.style.swing) if eighth % 2 else 0)) / FRAME_RATE
 
     def _sound(self, instrument: str, pitch: int, eighths: float, gain: float, *, hard: bool = False) -> Signal:
-        seconds = min(eighths * self.song.eighth / FRAMES, LONGEST)
+        seconds = min(eighths * self.song.eighth_frames / FRAME_RATE, MAX_NOTE_SECONDS)
         return np.float32(gain) * note(instrument, pitch, self.song.key, seconds, 1.0 if hard else 0.75)
 
 
-def _track(strikes: Iterable[Strike], seconds: float) -> Signal:
-    track = np.zeros(int(seconds * RATE), np.float32)
-    for start, sound in strikes:
-        at = round(start * RATE)
+def _track(sounds: Iterable[TimedSound], seconds: float) -> Signal:
+    track = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+    for start, sound in sounds:
+        at = round(start * SAMPLE_RATE)
         if at < len(track):
             track[at : at + len(sound)] += sound[: len(track) - at]
     return track
 
 
 def _reverberate(sound: Signal, seconds: float, share: float) -> Signal:
-    time = np.arange(int(seconds * RATE)) / RATE
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     response = np.random.default_rng(0).standard_normal(len(time)) * np.exp(-6.9 * time / seconds)
-    response = np.concatenate([np.zeros(int(0.012 * RATE)), response / np.sqrt(np.sum(response**2))])
+    response = np.concatenate([np.zeros(int(0.012 * SAMPLE_RATE)), response / np.sqrt(np.sum(response**2))])
     size = 1 << (len(sound) + len(response)).bit_length()
     wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
     return np.asarray((1 - share) * sound + share * wet, np.float32)

@@ -1,0 +1,99 @@
+"""Progress, workers and job events as they happen, from this process's own tail of the log."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from domain.events import Recorded
+from domain.events.jobs import JobCancelled, JobCompleted, JobFailed
+from domain.events.progress import TOPIC, JobProgressed, WorkerAlive
+from domain.jobs import JOBS
+from domain.journal import Journal, until_done
+from domain.ports import Batch
+from projections.freshness.tail import Tail
+
+SILENCE: Final = 10.0
+REMEMBERED: Final = 10_000
+
+
+class Feed:
+    """The latest progress of each running job, the workers heard of, and the records of jobs as they land.
+
+    What it follows is also what `tail` holds.
+
+    `started` is set once nothing that is appended from then on can be missed.
+    """
+
+    def __init__(self, journal: Journal, tail: Tail) -> None:
+        self._journal = journal
+        self._tail = tail
+        self._progress: dict[str, JobProgressed] = {}
+        self._workers: dict[str, tuple[float, WorkerAlive]] = {}
+        self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
+        self._closed = False
+        self.started = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
+        ends = await until_done(partial(self._journal.log.ends, TOPIC.name), "The feed")
+        start = {**await self._tail.begin(), **{(TOPIC.name, number): end for number, end in ends.items()}}
+        self.started.set()
+        async for batch in self._journal.follow(start):
+            for recorded in batch.records:
+                self._take(recorded)
+            told = [recorded for recorded in batch.records if recorded.position.topic != TOPIC.name]
+            self._tail.take(Batch(told, batch.reached))
+
+    def progress(self, job_id: str, attempt: int) -> JobProgressed | None:
+        known = self._progress.get(job_id)
+        return known if known and known.attempt == attempt else None
+
+    def workers(self) -> list[WorkerAlive]:
+        """Those that said something lately and did not stop."""
+        since = time.monotonic() - SILENCE
+        return [alive for heard, alive in self._workers.values() if heard > since]
+
+    @contextmanager
+    def listen(self, job_id: str) -> Iterator[asyncio.Queue[Recorded | None]]:
+        """The job's records from now on; None is the last, when the process stops."""
+        queue: asyncio.Queue[Recorded | None] = asyncio.Queue()
+        listeners = self._listeners.setdefault(job_id, set())
+        listeners.add(queue)
+        if self._closed:
+            queue.put_nowait(None)
+        try:
+            yield queue
+        finally:
+            listeners.discard(queue)
+            if not listeners:
+                self._listeners.pop(job_id, None)
+
+    def close(self) -> None:
+        """Ends every stream, so that a server can stop."""
+        self._closed = True
+        for listeners in self._listeners.values():
+            for queue in listeners:
+                queue.put_nowait(None)
+
+    def _take(self, recorded: Recorded) -> None:
+        match recorded.event:
+            case JobProgressed(job_id=job_id) as event:
+                self._progress[job_id] = event
+                if len(self._progress) > REMEMBERED:
+                    del self._progress[next(iter(self._progress))]
+            case WorkerAlive(worker_id=worker_id, state="stopped"):
+                self._workers.pop(worker_id, None)
+            case WorkerAlive(worker_id=worker_id) as event:
+                self._workers.pop(worker_id, None)
+                self._workers[worker_id] = (time.monotonic(), event)
+                if len(self._workers) > REMEMBERED:
+                    del self._workers[next(iter(self._workers))]
+            case JobCompleted() | JobFailed() | JobCancelled():
+                self._progress.pop(recorded.key, None)
+        # What else may stand among the telemetry has no place in a job's life.
+        if recorded.position.topic == JOBS.name or isinstance(recorded.event, JobProgressed):
+            for queue in self._listeners.get(recorded.key, ()):
+                queue.put_nowait(recorded)

@@ -1,0 +1,53 @@
+"""What a model reads of a prompt, and what its listener has to be told of it."""
+
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from domain.events.prompts import PromptAttributes
+
+SHOWN: Final = 5
+PUNCTUATION: Final = ",.;:!?()[]\"'"
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """`words` are those read, `unread` those that mean nothing to the model; with `cut` begins what it leaves out."""
+
+    words: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    cut: str | None = None
+
+
+Reader: TypeAlias = Callable[[str], Reading]
+
+
+def wording(text: str, attributes: PromptAttributes) -> str:
+    """The whole prompt in words: its text, and each attribute that the text does not have."""
+    named = (attributes.style, attributes.mood, *attributes.instrumentation, attributes.tempo)
+    words = text.strip()
+    for word in (word.strip() for word in named if word):
+        if word and word.lower() not in words.lower():
+            words = f"{words}, {word}"
+    return words
+
+
+def warnings(model_id: str, reading: Reading) -> list[str]:
+    """In sentences, none for a prompt that is read as a whole."""
+    found = []
+    if len(reading.unread) == len(reading.words):
+        found.append(
+            f"{model_id} can read nothing of this prompt, so what it makes has nothing to do with it. "
+            "Describe the music in English words."
+        )
+    elif reading.unread:
+        found.append(f"{model_id} does not know {_quoted(reading.unread)}, and makes the music from the other words.")
+    if reading.cut is not None:
+        found.append(f"The prompt is too long for {model_id}, which reads nothing from “{reading.cut}” on.")
+    return found
+
+
+def _quoted(words: Iterable[str]) -> str:
+    different = list(dict.fromkeys(word.strip(PUNCTUATION)[:40] for word in words))
+    shown = ", ".join(f"“{word}”" for word in different[:SHOWN])
+    return shown if len(different) <= SHOWN else f"{shown} and {len(different) - SHOWN} more words"

@@ -1,0 +1,223 @@
+"""A copy of a studio's data folder, taken while the studio runs, and the way back.
+
+It holds the event log, the audio that the log's events speak of, and the secret of blind trials: without that, trials
+would be shuffled anew. Views and other formats are made anew.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import apsw
+import msgspec
+from msgspec import Struct
+
+from domain.aggregates import AGGREGATES
+from domain.envelope import decode
+from domain.errors import ConflictError, NotFoundError, UnavailableError
+from domain.events.jobs import SampleGenerated
+from domain.jobs import JOBS, Job, waveform
+from domain.ports import check_key
+from domain.trials import SECRET
+from infra.storage.sqlite import advise, connect
+from infra.storage.sqlite_log import SqliteLog
+
+EVENTS: Final = "events.db"
+OBJECTS: Final = "objects"
+# Written last: without it a backup is unfinished.
+MARK: Final = "backup.json"
+UNFINISHED: Final = ".unfinished"
+
+Progress: TypeAlias = Callable[[int, int], object]
+
+
+class Mark(Struct, frozen=True, kw_only=True):
+    made_at: str
+    events_sha256: str
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """When the backup was made, how many samples it speaks of, and a sentence for each file that is not in it."""
+
+    made_at: str
+    samples: int
+    faults: list[str]
+
+
+def back_up(data: Path, target: Path, now: str, progress: Progress) -> Report:
+    """Copies the studio of the folder `data`. Where both folders are on one file system, the audio is linked.
+
+    `progress` is called with the number of samples that are done, and of all. Raises NotFoundError where there is no
+    studio, ConflictError for a target that is not empty, and UnavailableError where the disk refuses.
+    """
+    if not (data / EVENTS).is_file():
+        raise NotFoundError("studio in the folder", str(data))
+    with _refusals(target):
+        _begin(target, "Back up into an empty folder; delete what an interrupted backup left.")
+        missing: set[str] = set()
+        while True:
+            _copy_events(data / EVENTS, target / EVENTS)
+            found = asyncio.run(_samples(target / EVENTS))
+            absent = _copy_audio(found, data / OBJECTS, target / OBJECTS, progress)
+            _link(data / OBJECTS, target / OBJECTS, SECRET)
+            # Audio that was deleted in between belongs to a job that a later copy of the events knows as deleted.
+            if absent <= missing:
+                break
+            missing |= absent
+        _finish(target, found, now)
+    faults = [_missing(event, key) for event in found for key in _keys(event) if key in absent]
+    return Report(made_at=now, samples=len(found), faults=faults)
+
+
+def restore(source: Path, data: Path, progress: Progress) -> Report:
+    """Puts a backup into the folder `data`. Audio that has not the SHA-256 of its event is left out.
+
+    `progress` is called as by `back_up`. Raises NotFoundError for a folder without a finished backup, ConflictError
+    for a data folder that is not empty and for damaged events, and UnavailableError where the disk refuses.
+    """
+    mark = _mark(source)
+    unfinished = data / f"{EVENTS}{UNFINISHED}"
+    with _refusals(data):
+        _begin(data, "Restore into an empty folder: name another with --data, or empty it.")
+        shutil.copyfile(source / EVENTS, unfinished)
+        if _sha256(unfinished) != mark.events_sha256:
+            unfinished.unlink()
+            raise ConflictError(f"{source / EVENTS} is damaged: its SHA-256 is not that of {MARK}. Use another backup.")
+        found = asyncio.run(_samples(unfinished))
+        faults = _restore_audio(found, source / OBJECTS, data / OBJECTS, progress)
+        _link(source / OBJECTS, data / OBJECTS, SECRET)
+        # Last: a studio that is started too early must not find events without their audio.
+        _put(unfinished, data / EVENTS)
+    return Report(made_at=mark.made_at, samples=len(found), faults=faults)
+
+
+async def _samples(events: Path) -> list[SampleGenerated]:
+    """Those that a listener may have."""
+    found: list[SampleGenerated] = []
+    log = await SqliteLog.open(events)
+    try:
+        for partition in await log.ends(JOBS.name):
+            jobs: dict[str, Job] = {}
+            offset = 0
+            while page := await log.read(JOBS.name, partition, offset):
+                offset = page[-1].position.offset + 1
+                for record in page:
+                    if job := AGGREGATES[JOBS.name].apply(jobs.get(record.key), decode(record)):
+                        jobs[record.key] = job
+            found += [sample.event for job in jobs.values() for sample in job.audible]
+    finally:
+        await log.close()
+    return found
+
+
+def _keys(sample: SampleGenerated) -> tuple[str, str]:
+    """Of its audio, and of its waveform."""
+    return sample.storage_path, waveform(sample.storage_path)
+
+
+def _missing(sample: SampleGenerated, key: str) -> str:
+    return f"A file of sample {sample.sample_id} is missing: {key}."
+
+
+def _begin(folder: Path, advice: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ConflictError(f"{folder} is not empty. {advice}")
+
+
+def _copy_events(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        connection = connect(source)
+        try:
+            connection.execute("VACUUM INTO ?", (str(target),))
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise UnavailableError(f"The event log cannot be copied: {advise(source, error)}") from error
+
+
+def _copy_audio(samples: Sequence[SampleGenerated], source: Path, target: Path, progress: Progress) -> set[str]:
+    """The keys that are not there."""
+    absent = set()
+    for done, sample in enumerate(samples, 1):
+        absent |= {key for key in _keys(sample) if not _link(source, target, key)}
+        progress(done, len(samples))
+    return absent
+
+
+def _restore_audio(samples: Sequence[SampleGenerated], source: Path, target: Path, progress: Progress) -> list[str]:
+    faults = []
+    for done, sample in enumerate(samples, 1):
+        for key in _keys(sample):
+            if not _link(source, target, key):
+                faults.append(_missing(sample, key))
+            elif key == sample.storage_path and _sha256(target / key) != sample.sha256:
+                (target / key).unlink()
+                faults.append(f"A file of sample {sample.sample_id} is damaged and was left out: {key}.")
+        progress(done, len(samples))
+    return faults
+
+
+def _link(source: Path, target: Path, key: str) -> bool:
+    """Whether the object is there, and now in the target as well. Objects are never changed, so a link is a copy."""
+    try:
+        check_key(key)
+    except ValueError:
+        return False
+    if not (source / key).exists():
+        return False
+    path = target / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source / key, path)
+    except FileExistsError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        shutil.copy(source / key, path)  # with its rights: other users cannot read a secret
+    return True
+
+
+def _finish(target: Path, samples: Sequence[SampleGenerated], now: str) -> None:
+    wanted = {target / OBJECTS / key for sample in samples for key in _keys(sample)} | {target / OBJECTS / SECRET}
+    for path in (target / OBJECTS).rglob("*"):
+        if path.is_file() and path not in wanted:
+            path.unlink()
+    mark = Mark(made_at=now, events_sha256=_sha256(target / EVENTS))
+    unfinished = target / f"{MARK}{UNFINISHED}"
+    unfinished.write_bytes(msgspec.json.encode(mark))
+    _put(unfinished, target / MARK)
+
+
+def _put(unfinished: Path, path: Path) -> None:
+    """Gives the file its name when it, and all that was written before it, is on the disk."""
+    os.sync()
+    unfinished.replace(path)
+    os.sync()
+
+
+def _mark(source: Path) -> Mark:
+    try:
+        return msgspec.json.decode((source / MARK).read_bytes(), type=Mark)
+    except (OSError, msgspec.MsgspecError):
+        raise NotFoundError("finished backup in the folder", str(source)) from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"Copying to {folder} failed: {error}. See to the disk's space and rights.") from error

@@ -1,0 +1,253 @@
+"""The studio's HTTP API as the command line uses it."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from uuid import uuid4
+
+import httpx
+import msgspec
+from httpx_sse import aconnect_sse
+from msgspec import Struct
+
+from domain.errors import Text2SongError
+from infra.loopback import is_loopback
+
+# What httpx takes from the environment.
+ENVIRONMENT: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+NAME: Final = "Text2Song Studio"
+MAX_PORT: Final = 65_535
+PATIENCE_SECONDS: Final = 30.0
+TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "deleted"})
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+T = TypeVar("T")
+
+
+class ClientError(Text2SongError):
+    """The studio refused, or is not there."""
+
+
+class UnreachableError(ClientError):
+    """No studio answers."""
+
+
+class RefusedError(ClientError):
+    """The studio's own sentence."""
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class Index(Struct, frozen=True):
+    """What a studio says of itself; `notice` must be shown before anything is heard."""
+
+    name: str
+    notice: str | None
+
+
+class JobReceipt(Struct, frozen=True):
+    job_id: str
+    warnings: list[str] = []
+
+
+class JobUpdate(Struct, frozen=True):
+    """`name` is that of the server-sent event, `version` the job's; None for progress, which is no fact."""
+
+    name: str
+    version: int | None
+    data: dict[str, Any]
+
+
+@contextmanager
+def usable_environment() -> Iterator[None]:
+    """Around the opening of an HTTP client. Raises ClientError that names the variables at fault."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        names = [name for name in os.environ if name.upper() in ENVIRONMENT]
+        if not names:
+            raise
+        raise ClientError(
+            f"The proxies or certificates that the environment names cannot be used: {error}. "
+            f"Correct or unset {', '.join(names)}."
+        ) from None
+
+
+class StudioClient:
+    def __init__(self, url: str) -> None:
+        self._url = url if "://" in url else f"http://{url}"
+        address = _parsed(self._url)
+        with usable_environment():
+            self._http = httpx.AsyncClient(
+                base_url=address, timeout=httpx.Timeout(30.0), trust_env=not is_loopback(address.host)
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def index(self) -> Index:
+        """Raises ClientError where another program answers."""
+        found = await self._call("GET", "/", Index)
+        if found.name != NAME:
+            raise self._foreign(httpx.codes.OK)
+        return found
+
+    async def submit(self, request: dict[str, Any], idempotency_key: str) -> JobReceipt:
+        """The key makes a repeat the same job."""
+        headers = {"Idempotency-Key": idempotency_key}
+        return await self._call("POST", "/generate", JobReceipt, json=request, headers=headers)
+
+    async def follow(self, job_id: str) -> AsyncIterator[JobUpdate]:
+        """Updates up to the job's end, across broken connections and a restart of the studio."""
+        last: str | None = None
+        heard = time.monotonic()
+        while True:
+            try:
+                async for update in self._stream(job_id, last):
+                    heard = time.monotonic()
+                    last = last if update.version is None else str(update.version)
+                    yield update
+                    if update.name in TERMINAL or update.data.get("status") in TERMINAL:
+                        return
+            except httpx.RequestError as error:
+                if time.monotonic() - heard > PATIENCE_SECONDS:
+                    raise self._unreachable(error) from None
+            await asyncio.sleep(0.5)
+
+    async def sample(self, sample_id: str) -> dict[str, Any]:
+        return await self._call("GET", f"/audio/{sample_id}", dict[str, Any])
+
+    async def fetch(self, path: str, kind: type[T]) -> T:
+        return await self._call("GET", path, kind)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return await self._call("GET", path, dict[str, Any])
+
+    async def post(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        """Safe to repeat, as its answer may be lost. Raises RefusedError."""
+        return await self._call("POST", path, kind, json=body, headers={"Idempotency-Key": str(uuid4())})
+
+    async def find(self, path: str, kind: type[T], **parameters: str) -> T | None:
+        """None where the studio has nothing more to give."""
+        response = await self._send("GET", path, params=parameters)
+        return None if response.status_code == httpx.codes.NO_CONTENT else self._decoded(response, kind)
+
+    def address(self, path: str) -> str:
+        """Where a browser finds it."""
+        return self._url.rstrip("/") + path
+
+    async def download(self, sample_id: str, output_format: str, target: Path) -> None:
+        """Writes the whole file or none."""
+        await self.save(f"/audio/{sample_id}/stream?format={output_format}", target)
+
+    async def save(self, path: str, target: Path) -> None:
+        """Writes the whole file or none."""
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            async with self._http.stream("GET", path) as response:
+                await self._check(response)
+                with partial.open("wb") as file:
+                    async for chunk in response.aiter_bytes():
+                        file.write(chunk)
+            partial.replace(target)
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from None
+        except OSError as error:
+            raise ClientError(f"{target} cannot be written: {error.strerror}.") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def _stream(self, job_id: str, last: str | None) -> AsyncIterator[JobUpdate]:
+        headers = {} if last is None else {"Last-Event-ID": last}
+        async with aconnect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
+            if source.response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                raise httpx.ReadError("the studio is not ready")
+            await self._check(source.response)
+            async for event in source.aiter_sse():
+                if not event.data:  # a heartbeat
+                    continue
+                version = int(event.id) if event.event != "progress" and event.id else None
+                yield JobUpdate(event.event, version, msgspec.json.decode(event.data))
+
+    async def _call(self, method: str, path: str, kind: type[T], **options: Any) -> T:
+        return self._decoded(await self._send(method, path, **options), kind)
+
+    def _decoded(self, response: httpx.Response, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except UNREADABLE:
+            raise self._foreign(response.status_code) from None
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        begin = time.monotonic()
+        while True:
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.RequestError as error:
+                raise self._unreachable(error) from None
+            except UnicodeEncodeError:
+                raise ClientError("The request has bytes that are not UTF-8. Write it in UTF-8.") from None
+            except ValueError as error:
+                raise ClientError(f"The request cannot be written as JSON: {error}.") from None
+            busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            if not busy or time.monotonic() - begin > PATIENCE_SECONDS:
+                break
+            await asyncio.sleep(1)
+        await self._check(response)
+        if position := response.headers.get("X-Event-Position"):
+            # From now on the studio, whichever process of it answers, waits until it can show this.
+            self._http.headers["If-Event-Position"] = position
+        return response
+
+    async def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        if not response.headers.get("Content-Type", "").startswith("application/problem+json"):
+            raise self._foreign(response.status_code)
+        try:
+            detail = msgspec.json.decode(await response.aread(), type=dict[str, Any])["detail"]
+        except (*UNREADABLE, KeyError):
+            raise self._foreign(response.status_code) from None
+        raise RefusedError(str(detail), response.status_code)
+
+    def _foreign(self, status: int) -> ClientError:
+        return ClientError(
+            f"What answers at {self._url} is no Text2Song studio: it answered {status}. "
+            "Start one with `text2song up`, or name another with --url."
+        )
+
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        return UnreachableError(
+            f"No studio answers at {self._url} ({type(error).__name__}). "
+            "Start one with `text2song up`, or name another with --url."
+        )
+
+
+def _parsed(url: str) -> httpx.URL:
+    """Raises ClientError for what no client can connect to."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        reason = str(error)
+    else:
+        if parsed.scheme not in {"http", "https"}:
+            reason = f"{parsed.scheme!r} is neither http nor https"
+        elif not parsed.host:
+            reason = "it names no host"
+        elif parsed.port is not None and not 1 <= parsed.port <= MAX_PORT:
+            reason = f"port {parsed.port} is not from 1 to {MAX_PORT}"
+        else:
+            return parsed
+    raise ClientError(f"{url!r} is no URL of a studio: {reason}. Write one such as http://127.0.0.1:8000.")

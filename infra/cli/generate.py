@@ -1,0 +1,123 @@
+"""Prompts at a running studio, as a person at a terminal sees them."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from infra.cli import batch
+from infra.cli.client import JobUpdate, StudioClient
+from infra.cli.console import Folder, console, or_exit, run
+from infra.cli.downloads import Downloads
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option(
+    "--file",
+    "file",
+    type=click.File("rb"),
+    help="Make every prompt of this UTF-8 file, one on each line; - reads standard input. Empty lines and lines that "
+    "begin with # are skipped.",
+)
+@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@click.option("--duration", type=float, help="Seconds of audio.")
+@click.option(
+    "--samples",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How many to make of each prompt, each with a seed of its own.",
+)
+@click.option("--seed", type=int, help="Seed of the first sample; the next ones count up.")
+@click.option(
+    "--format", "output_format", type=click.Choice(["wav", "flac", "mp3", "ogg"]), default="wav", show_default=True
+)
+@click.option(
+    "--output",
+    type=Folder(),
+    default=Path(),
+    help="Folder to save in.  [default: here]",
+)
+def command(
+    prompt: str | None, file: BinaryIO | None, url: str, output: Path, output_format: str, **options: Any
+) -> None:
+    """Make music from PROMPT, or from each line of a file, at a running studio, and save it.
+
+    The exit code is 0 only if everything was made.
+    """
+    request = {
+        "num_samples": options["samples"],
+        "output_format": output_format,
+        **{name: options[name] for name in ("duration", "seed") if options[name] is not None},
+    }
+    if prompt is not None and file is None:
+        run(lambda: make_music(console, url, {"prompt": prompt, **request}, output))
+    elif file is not None and prompt is None:
+        lines = or_exit(lambda: batch.read(file.name, file.read()))
+        run(lambda: batch.make_all(console, url, lines, request, output))
+    else:
+        raise click.UsageError("Give either PROMPT or --file: one prompt, or a file with a prompt on each line.")
+
+
+async def make_music(console: Console, url: str, request: dict[str, Any], folder: Path) -> None:
+    """Submits, shows what happens and saves the audio. Raises ClientError when there is none to save."""
+    downloads = Downloads(folder, request["output_format"])
+    await downloads.prepare()
+    async with StudioClient(url) as client:
+        studio = await client.index()
+        if studio.notice:
+            console.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
+        receipt = await client.submit(request, str(uuid4()))
+        job_id = receipt.job_id
+        console.print(f"Prompt: {request['prompt']}", markup=False, highlight=False, soft_wrap=True)
+        for warning in receipt.warnings:
+            console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
+        console.print(f"Job {job_id}, {request['num_samples']} sample(s) to make:", highlight=False, soft_wrap=True)
+        try:
+            final = await _watch(console, client, job_id)
+        except asyncio.CancelledError:
+            console.print(
+                f"A running studio goes on with job {job_id}; DELETE /generate/{job_id} stops it.", soft_wrap=True
+            )
+            raise
+        await downloads.save(console, client, final)
+
+
+async def _watch(console: Console, client: StudioClient, job_id: str) -> dict[str, Any]:
+    """Shows the job's events as they land; the job as it is at its end."""
+    begin = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(_label("queued"), total=1.0)
+        async for update in client.follow(job_id):
+            _advance(bar, task, update)
+            if update.name != "progress":
+                name = update.data["status"] if update.name == "snapshot" else update.name
+                version = "" if update.version is None else f"version {update.version}"
+                bar.console.print(f"  {time.monotonic() - begin:6.2f} s  {name:<10} {version}", highlight=False)
+            if update.name != "progress" and update.data["status"] in {"completed", "failed", "cancelled"}:
+                break
+    return update.data
+
+
+def _advance(bar: Progress, task: TaskID, update: JobUpdate) -> None:
+    if update.name == "progress":
+        bar.update(task, completed=update.data["progress"] / 100, description=update.data["stage"])
+    else:
+        bar.update(task, completed=update.data["progress"] / 100, description=_label(update.data["status"]))
+
+
+def _label(status: str) -> str:
+    return "queued: loading the model, or busy" if status == "queued" else status

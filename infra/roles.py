@@ -1,0 +1,249 @@
+"""What each process of a studio runs."""
+
+import asyncio
+import contextlib
+import gc
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final, NamedTuple
+
+import uvicorn
+from uuid_utils import uuid7
+
+from api.app import create_app
+from api.http.feed import Feed
+from api.http.hosts import AllowedHosts
+from api.http.renditions import Renditions
+from api.http.sealing import Seals
+from api.http.services import Services
+from domain.errors import UnavailableError
+from domain.events import timestamp
+from domain.journal import Journal, until_done
+from domain.models import KNOWN, Registry
+from domain.ports import EventLog, ObjectStore, ReadStore
+from infra.bootstrap import adapters
+from infra.settings import Settings, unusable
+from projections.freshness.current import CurrentViews
+from projections.freshness.folded import Folded
+from projections.freshness.tail import Tail
+from projections.freshness.watermarks import Watermarks
+from projections.hosts.local import LocalHost
+from workers import generation, mastering, purging
+from workers.ab_tests import ABTestReaction
+from workers.engine import EngineError
+from workers.engine_process import EngineProcess
+from workers.engines.checkpoints import Checkpoint, resolve
+from workers.engines.loading import load
+from workers.engines.reading import reader
+from workers.feedback import ErasureOfFeedback, has_feedback
+from workers.purging import PurgeOfDeleted
+from workers.reactions import Reaction, Reactions
+
+PATIENCE_SECONDS: Final = 5.0
+
+
+class Purged(NamedTuple):
+    """How many jobs lost their audio, the bytes of its masters, and how many kept theirs for the sake of feedback."""
+
+    jobs: int
+    size: int
+    kept: int
+
+
+@contextlib.asynccontextmanager
+async def studio(settings: Settings) -> AsyncIterator[str]:
+    """A whole studio in this process, behind its URL; leaving stops it cleanly.
+
+    Raises EngineError for a model that is not there, UnavailableError for a folder or an address that cannot be used,
+    and from the body's end an ExceptionGroup when a part of the studio fails.
+    """
+    checkpoint = resolve(settings.model)
+    registry = Registry(checkpoint.model, reader=reader(checkpoint))
+    async with adapters(settings) as (log, store, objects):
+        services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
+        working = partial(_work, settings, checkpoint, log, store, objects)
+        reacting = _reactions(log, store, objects, services.folded).run
+        async with _http(settings, services, working, reacting) as url:
+            yield url
+
+
+@contextlib.asynccontextmanager
+async def api(settings: Settings) -> AsyncIterator[str]:
+    """The API alone, behind its URL: other processes fold the views and generate. Raises as `studio` does."""
+    registry = _registry(settings.model)
+    async with adapters(settings) as (log, store, objects):
+        services = _services(log, store, Watermarks(log, store), registry, _renditions(settings, objects))
+        async with _http(settings, services) as url:
+            yield url
+
+
+async def work(settings: Settings) -> None:
+    """A worker, until cancelled. Raises EngineError for a model that cannot be loaded."""
+    checkpoint = resolve(settings.model)
+    async with adapters(settings) as (log, store, objects):
+        await _work(settings, checkpoint, log, store, objects)
+
+
+async def react(settings: Settings) -> None:
+    """What follows from events by itself, until cancelled. Raises as Reactions.run does."""
+    async with adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
+        folded = Watermarks(log, store)
+        tasks.create_task(folded.run())
+        tasks.create_task(_reactions(log, store, objects, folded).run())
+
+
+async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated: bool = False) -> Purged:
+    """Removes the audio of jobs that ended so long ago; `keep_rated` spares that of jobs with feedback.
+
+    Raises UnavailableError where there is no studio.
+    """
+    if settings.log == "sqlite" and not (settings.folder / "events.db").exists():
+        raise UnavailableError(f"There is no studio in {settings.folder}. Name its data folder with --data.")
+    async with adapters(settings) as (log, store, objects):
+        journal = _journal(log)
+        before = timestamp(datetime.fromisoformat(journal.now()) - age)
+        jobs = size = kept = 0
+        async for job in purging.ended(store, before):
+            if keep_rated and await has_feedback(store, job.id):
+                kept += 1
+                continue
+            if not dry_run:
+                await purging.purge(journal, objects, job)
+            jobs += 1
+            size += sum(sample.event.size for sample in job.samples)
+        return Purged(jobs, size, kept)
+
+
+def allowed_hosts(settings: Settings) -> AllowedHosts:
+    """Raises InvalidError for a name that no host can have."""
+    names = [name for name in (settings.allowed_hosts or "").split(",") if name.strip()]
+    try:
+        return AllowedHosts.of(settings.host, socket.gethostname(), names)
+    except ValueError as error:
+        form = "Write names or addresses with commas between, without scheme and port, or * for all."
+        raise unusable(settings, "allowed_hosts", f"{error}. {form}") from None
+
+
+def _registry(name: str) -> Registry:
+    """Workers have the model; what it reads of a prompt is known here only where its files are as well."""
+    try:
+        checkpoint = resolve(name)
+    except EngineError:
+        if (model := next((model for model in KNOWN if model.id == name), None)) is None:
+            raise
+        return Registry(model)
+    return Registry(checkpoint.model, reader=reader(checkpoint))
+
+
+def _services(log: EventLog, store: ReadStore, folded: Folded, registry: Registry, renditions: Renditions) -> Services:
+    journal, tail = _journal(log), Tail(log, folded)
+    return Services(
+        journal=journal,
+        views=CurrentViews(store, tail, folded),
+        objects=renditions.objects,
+        registry=registry,
+        folded=folded,
+        tail=tail,
+        feed=Feed(journal, tail),
+        renditions=renditions,
+        seals=Seals(renditions.objects),
+    )
+
+
+def _reactions(log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> Reactions:
+    """Every reaction of the project."""
+    journal = _journal(log)
+    reactions: list[Reaction] = [
+        PurgeOfDeleted(journal, store, objects),
+        ErasureOfFeedback(journal, store, folded),
+        ABTestReaction(journal, store),
+    ]
+    return Reactions(journal, store, folded, reactions)
+
+
+def _renditions(settings: Settings, objects: ObjectStore) -> Renditions:
+    return Renditions(objects, settings.renditions_mb * 1_000_000)
+
+
+def _journal(log: EventLog) -> Journal:
+    return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+
+
+async def _work(
+    settings: Settings, checkpoint: Checkpoint, log: EventLog, store: ReadStore, objects: ObjectStore
+) -> None:
+    engine = EngineProcess(load, checkpoint, settings.device)
+    try:
+        await asyncio.gather(engine.start(), asyncio.to_thread(mastering.prepare))
+        worker = generation.worker(
+            _journal(log),
+            store,
+            objects,
+            engine,
+            checkpoint.model.id,
+            capacity=engine.capacity,
+            lease=settings.lease_seconds,
+        )
+        await worker.run()
+    finally:
+        await engine.stop()
+
+
+@contextlib.asynccontextmanager
+async def _http(
+    settings: Settings, services: Services, *beside: Callable[[], Coroutine[None, None, None]]
+) -> AsyncIterator[str]:
+    """The API behind its URL, and what runs beside it."""
+    app = create_app(services, allowed_hosts(settings))
+    listener = listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=3,
+    )
+    server = _Server(config)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(part()) for part in (services.folded.run, services.feed.run, *beside)]
+        await services.feed.started.wait()
+        await until_done(partial(services.folded.caught_up, PATIENCE_SECONDS), "The views")
+        answered = tasks.create_task(server.serve(sockets=[listener]))
+        try:
+            # Or else the garbage collector looks through every module again and again while requests pass.
+            gc.collect()
+            gc.freeze()
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            yield f"http://{host}:{listener.getsockname()[1]}"
+        finally:
+            services.feed.close()
+            server.should_exit = True
+            await asyncio.wait({answered})
+            for task in running:
+                task.cancel()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals alone: there is more to stop than the server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises UnavailableError for an address that cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnavailableError(
+            f"Cannot listen on {host} port {port}: {reason}. Choose another with --host or --port."
+        ) from None
+    # asyncio does so only for sockets made with an explicit protocol, and without it every answer waits 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

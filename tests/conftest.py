@@ -1,0 +1,44 @@
+"""A run in several processes, `-n 3`: which tests stay together, and what the processes share."""
+
+import os
+import signal
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests import servers
+
+# Time on a shared machine says nothing about a property.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+# Kafka starts in two thirds of the time, and no test lasts long enough for better code to pay.
+JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("JDK_JAVA_OPTIONS", JAVA_OPTIONS)
+    # A shell that starts the run in the background has SIGINT ignored in all of its processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("numprocesses", None):
+        servers.share()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 -- the tests run without it too
+
+    config.option.loadscopereorder = False
+    scheduler: Any = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler
+
+
+def group(nodeid: str) -> str:
+    """Tests that use the same servers stay together, as some of them kill a server; others go by their file."""
+    return servers.set_of(nodeid) or nodeid.partition("::")[0]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    servers.choose(item.nodeid)

@@ -1,0 +1,216 @@
+"""Who runs what: many attempts at once, and what an absent log or peer does to them."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from domain.errors import UnavailableError
+from domain.events import timestamp
+from domain.events.jobs import JobAttemptFailed, JobCancelRequested, JobStarted
+from domain.ports import Message, Position
+from tests.conditions import eventually
+from tests.local.engine import ScriptedEngine, out_of_memory
+from tests.local.parts import LEASE, Parts, stop
+from workers.engine import EngineError
+from workers.trade import BrokenError
+
+
+class ManyAtOnce(ScriptedEngine):
+    @property
+    def in_hand(self) -> set[str]:
+        return {request.id for request in self.requests} - set(self.stopped)
+
+
+async def in_hand(engine: ManyAtOnce, number: int) -> None:
+    async def reached() -> bool:
+        return len(engine.in_hand) == number
+
+    await eventually(reached)
+
+
+async def test_a_worker_runs_as_many_attempts_as_its_capacity(parts: Parts) -> None:
+    engine = ManyAtOnce()
+    engine.close_after(0)
+    async with parts.working(engine, capacity=3):
+        for number in range(5):
+            await parts.submit(f"j{number}", seeds=[1])
+        await in_hand(engine, 3)
+        assert engine.in_hand == {"j0/1", "j1/1", "j2/1"}
+        # One that ends makes room for the next, and the others go on.
+        await parts.journal.append(JobCancelRequested(job_id="j1"))
+        await parts.when("j1", "cancelled")
+        await in_hand(engine, 3)
+        assert engine.in_hand == {"j0/1", "j2/1", "j3/1"}
+        engine.release()
+        for name in ("j0", "j2", "j3", "j4"):
+            assert (await parts.when(name, "completed")).attempt == 1
+
+
+async def test_a_worker_that_stops_gives_back_everything_it_runs(parts: Parts) -> None:
+    engine = ManyAtOnce()
+    engine.close_after(0)
+    async with parts.working(engine, capacity=3) as tasks:
+        for number in range(3):
+            await parts.submit(f"j{number}", seeds=[1])
+        await in_hand(engine, 3)
+        await stop(*tasks)
+        for number in range(3):
+            job = await parts.when(f"j{number}", "queued")
+            assert (job.attempt, job.failures) == (1, 0)
+    async with parts.working(ScriptedEngine()):
+        for number in range(3):
+            await parts.when(f"j{number}", "completed")
+
+
+async def test_workers_of_large_capacity_share_the_queue_and_run_each_job_once(parts: Parts) -> None:
+    engines = [ScriptedEngine() for _ in range(3)]
+    async with parts.working(*engines, capacity=8):
+        names = [f"j{number}" for number in range(60)]
+        await asyncio.gather(*(parts.submit(name, seeds=[1]) for name in names))
+        for name in names:
+            await parts.when(name, "completed")
+    made = [request.id for engine in engines for request in engine.requests]
+    assert sorted(made) == sorted(f"{name}/1" for name in names)
+
+
+async def test_a_cancelled_job_does_not_wait_for_its_busy_worker(parts: Parts) -> None:
+    """Between two attempts the job is still its worker's, who has another in hand by now."""
+    engine = ScriptedEngine()
+    engine.faults = [out_of_memory()]
+    async with parts.working(engine, backoff=60):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "processing", "queued")
+
+        async def failed() -> bool:
+            return "job.attempt.failed.v1" in await parts.history("j1")
+
+        await eventually(failed)
+        engine.close_after(0)
+        await parts.submit("long", seeds=[1])
+        await parts.when("long", "processing")
+        await parts.journal.append(JobCancelRequested(job_id="j1"))
+        await parts.when("j1", "cancelled")
+        assert (await parts.when("long", "processing")).attempt == 1
+        engine.release()
+        await parts.when("long", "completed")
+
+
+@pytest.mark.parametrize("topics", [{"jobs", "progress"}, {"progress"}])
+async def test_nobody_is_silent_while_the_log_is_away(
+    parts: Parts, topics: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, is_away = parts.log.append, False
+
+    async def refusing(messages: Sequence[Message]) -> list[Position]:
+        if is_away and any(message.topic in topics for message in messages):
+            raise UnavailableError("Kafka does not answer.")
+        return await append(messages)
+
+    monkeypatch.setattr(parts.log, "append", refusing)
+    holder, idle = ScriptedEngine(), ScriptedEngine()
+    holder.close_after(0)
+    async with parts.working(holder):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "processing")
+        async with parts.working(idle):
+            await asyncio.sleep(LEASE)
+            is_away = True
+            await asyncio.sleep(4 * LEASE)
+            is_away = False
+            await asyncio.sleep(LEASE)
+            holder.release()
+            job = await parts.when("j1", "completed")
+    assert (job.attempt, job.failures, idle.requests) == (1, 0, [])
+
+
+async def test_a_new_worker_waits_until_a_retry_is_due(parts: Parts) -> None:
+    due = timestamp(datetime.now(UTC) + timedelta(seconds=2))
+    await parts.submit("j1", seeds=[1])
+    await parts.journal.append(JobStarted(job_id="j1", attempt=1, worker_id="gone"))
+    await parts.journal.append(JobAttemptFailed(job_id="j1", attempt=1, error="out of memory", retry_at=due))
+    await parts.when("j1", "queued")
+    async with parts.working(ScriptedEngine()):
+        job = await parts.when("j1", "completed")
+    assert job.started_at is not None
+    assert job.started_at >= due
+
+
+async def test_a_broken_worker_fails_no_job_and_leaves_the_queue_to_others(parts: Parts) -> None:
+    broken, sound = ScriptedEngine(), ScriptedEngine()
+    broken.broken = EngineError("The GPU has fallen off the bus.", transient=True)
+    working = asyncio.create_task(parts.worker(broken).run())
+    for number in range(20):
+        await parts.submit(f"j{number}", seeds=[1])
+
+    async def has_said_so() -> bool:
+        return [worker.state for worker in parts.services.feed.workers()] == ["broken"]
+
+    await eventually(has_said_so)
+    assert (await parts.when("j0", "queued")).error == "The worker is broken: The GPU has fallen off the bus."
+    with pytest.raises(ExceptionGroup) as caught:
+        await working
+    assert caught.group_contains(BrokenError, match="gave up after 6 tries to work again: The GPU has fallen", depth=1)
+    async with parts.working(sound):
+        jobs = [await parts.when(f"j{number}", "completed") for number in range(20)]
+    assert {job.failures for job in jobs} == {0}
+    assert len(broken.requests) == 1
+
+
+async def test_a_worker_that_works_again_goes_on(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.broken = EngineError("The GPU is busy.", transient=True)
+    async with parts.working(engine):
+        await parts.submit("j1", seeds=[1])
+
+        async def is_checked() -> bool:
+            return engine.checks > 2
+
+        await eventually(is_checked)
+        engine.broken = None
+        job = await parts.when("j1", "completed")
+    assert (job.attempt, job.failures) == (2, 0)
+
+
+async def test_attempts_that_run_at_once_on_a_broken_worker_all_go_back(parts: Parts) -> None:
+    engine = ManyAtOnce()
+    engine.close_after(0)
+    async with parts.working(engine, capacity=3):
+        for number in range(3):
+            await parts.submit(f"j{number}", seeds=[1])
+        await in_hand(engine, 3)
+        engine.broken = EngineError("The process died.", transient=True)
+        engine.release()
+        jobs = [await parts.when(f"j{number}", "queued") for number in range(3)]
+        engine.broken = None
+        jobs = [await parts.when(f"j{number}", "completed") for number in range(3)]
+    assert {job.failures for job in jobs} == {0}
+
+
+@pytest.mark.parametrize("has_landed", [False, True])
+async def test_a_worker_that_is_stopped_while_it_claims_gives_the_job_back(parts: Parts, has_landed: bool) -> None:
+    await parts.submit("j1", seeds=[1])
+    worker = parts.worker(ScriptedEngine())
+    running = asyncio.create_task(worker.run())
+    append = parts.log.append
+
+    async def stop_at_the_claim(messages: Sequence[Message]) -> list[Position]:
+        is_claim = messages[0].headers["ce_type"] == "text2song.job.started.v1"
+        if is_claim and not has_landed:
+            running.cancel()
+            await asyncio.sleep(0)
+        positions = await append(messages)
+        if is_claim and has_landed:
+            running.cancel()
+            await asyncio.sleep(0)
+        return positions
+
+    parts.log.append = stop_at_the_claim  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    job = await parts.job("j1")
+    assert job is not None
+    assert (job.status, job.failures, job.lost) == ("queued", 0, 0)
+    async with parts.working(ScriptedEngine()):
+        assert (await parts.when("j1", "completed")).lost == 0
