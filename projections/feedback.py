@@ -131,11 +131,11 @@ class _Tally:
     def is_moved(self) -> bool:
         return self._position != self._stats.position
 
-    def count(self, change: Counts, offset: int) -> None:
+    def count(self, change: Counts, times: int, offset: int) -> None:
         """Once: what was counted before changes nothing."""
         if 2 * offset > self._stats.position:
             for name, number in change.items():
-                self._counts[name] = self._counts.get(name, 0) + number
+                self._counts[name] = self._counts.get(name, 0) + times * number
             self._position = 2 * offset
 
     def stats(self) -> FeedbackStats:
@@ -148,7 +148,7 @@ async def _counted(store: Reader, moves: Sequence[Move]) -> dict[str, _Tally]:
     shares: dict[int, Share] = {id(None): {}}
     touched: dict[str, FeedbackStats] = {}
     stored, seen = set[str](), set[str]()
-    changes = list[tuple[str, Counts, int]]()
+    changes = list[tuple[str, Counts, int, int]]()
     for recorded, before, after in moves:
         for feedback in (before, after):
             if id(feedback) not in shares and feedback is not None:
@@ -157,15 +157,16 @@ async def _counted(store: Reader, moves: Sequence[Move]) -> dict[str, _Tally]:
             seen.add(recorded.key)
             stored |= shares[id(before)].keys()
         if before is not after:
-            difference = _difference(shares[id(before)], shares[id(after)])
-            changes += [(at, change, recorded.position.offset) for at, change in difference.items()]
+            old, new, offset = shares[id(before)], shares[id(after)], recorded.position.offset
+            for share, other, times in ((old, new, -1), (new, old, 1)):
+                changes += [(at, counts, times, offset) for at, counts in share.items() if counts != other.get(at)]
     found = await store.get(STATS, list(touched))
     # Feedback that is stored has been counted, and the counter is erased only after it.
     if not stored <= found.keys():
         raise UnavailableError("Another process has folded the feedback further, so this batch has to be folded again.")
     tallies = {id_: _Tally(found.get(id_, new)) for id_, new in touched.items()}
-    for at, change, offset in changes:
-        tallies[at].count(change, offset)
+    for at, counts, times, offset in changes:
+        tallies[at].count(counts, times, offset)
     return tallies
 
 
@@ -178,18 +179,6 @@ def _share(feedback: Feedback, touched: dict[str, FeedbackStats]) -> Share:
         if id_ not in touched:
             touched[id_] = FeedbackStats(id=id_, dimension=dimension, key=key, partition=feedback.partition)
     return share
-
-
-def _difference(before: Share, after: Share) -> Share:
-    """What changes in each counter, without those where nothing does."""
-    if not before:
-        return after
-    found: Share = {}
-    for at in before.keys() | after.keys():
-        old, new = before.get(at, {}), after.get(at, {})
-        if old != new:
-            found[at] = {name: new.get(name, 0) - old.get(name, 0) for name in old.keys() | new.keys()}
-    return found
 
 
 @lru_cache(10_000)

@@ -7,9 +7,8 @@ import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Generic, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 import apsw
 import msgspec
@@ -19,19 +18,24 @@ from domain.errors import UnavailableError
 from domain.ports import D, Document, Erasure, Query, Scalar, TopicPartition, View
 from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, truncate_wal, write_ahead
 
+T = TypeVar("T")
+
 # To be raised when a view's `fields` or a fold changes: every store is then folded again.
 SCHEMA: Final = 2
 APPLICATION_ID: Final = 0x74327373
 READERS: Final = 4
 SCAN: Final = 500
-CLEAN_SECONDS: Final = 1.0
-# In the column `hidden`: nothing is left of the document but where it was erased.
-ERASED: Final = 2
+WIPE_SECONDS: Final = 1.0
+# Wiping rewrites the file, and nothing is folded meanwhile: a larger one is wiped when it is opened the next time.
+WIPED_AT_ONCE: Final = 64 * 2**20
 WATERMARKS: Final = """
 CREATE TABLE watermarks (
     topic TEXT, partition INTEGER, offset INTEGER NOT NULL, PRIMARY KEY (topic, partition)
 ) WITHOUT ROWID
 """
+# Has a row while bytes of what was erased may lie in the file: SQLite clears what it deletes, but where it moved rows
+# between pages before, it leaves copies.
+RESIDUE: Final = "CREATE TABLE residue (id INTEGER PRIMARY KEY)"
 
 logger: Final = logging.getLogger(__name__)
 
@@ -43,9 +47,8 @@ class SqliteStore:
         self._readers = Readers(path, READERS)
         self._writer = ThreadPoolExecutor(1, f"{path.name} writer")
         self._connection: apsw.Connection | None = None
-        # Bytes that were erased live on in the write-ahead log until it is truncated, past a process that was killed.
-        self._unerased = True
-        self._cleaning: asyncio.Task[None] | None = None
+        self._is_wiped = True
+        self._wiping: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
@@ -89,16 +92,18 @@ class SqliteStore:
                     table.save(connection, document)
                 for table, erasure in erasures:
                     table.erase(connection, erasure)
+                if erasures:
+                    connection.execute("INSERT OR IGNORE INTO residue VALUES (1)")
                 connection.executemany(
                     "INSERT INTO watermarks VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
                     "SET offset = excluded.offset WHERE excluded.offset > offset",
                     [(topic, partition, offset) for (topic, partition), offset in watermarks.items()],
                 )
-            self._unerased = self._unerased or bool(erasures)
 
         await self._write(write)
-        if self._unerased and self._cleaning is None:
-            self._cleaning = asyncio.create_task(self._clean())
+        if erasures:
+            self._is_wiped = False
+            self._wiping = self._wiping or asyncio.create_task(self._wipe_soon())
 
     async def watermarks(self) -> dict[TopicPartition, int]:
         rows = await self._fetch("SELECT topic, partition, offset FROM watermarks", ())
@@ -117,21 +122,30 @@ class SqliteStore:
 
     async def close(self) -> None:
         self._closed = True
-        if self._cleaning is not None:
-            self._cleaning.cancel()
+        if self._wiping is not None:
+            self._wiping.cancel()
         await asyncio.to_thread(self._writer.shutdown)
         await self._readers.close()
         if self._connection is not None:
             await asyncio.to_thread(self._connection.close)
             self._connection = None
 
-    async def _clean(self) -> None:
-        """Truncates the log once nobody reads from it any more."""
-        while self._unerased and not self._closed:
-            await asyncio.sleep(CLEAN_SECONDS)
-            with suppress(UnavailableError):
-                await self._write(lambda: None)
-        self._cleaning = None
+    async def _wipe_soon(self) -> None:
+        """At once for all that is erased in the meantime, and again until nobody reads from the write-ahead log."""
+        while not self._is_wiped:
+            await asyncio.sleep(WIPE_SECONDS)
+            self._is_wiped = True
+            try:
+                self._is_wiped &= await self._write(self._wipe)
+            except UnavailableError:
+                self._is_wiped = False
+        self._wiping = None
+
+    def _wipe(self) -> bool:
+        connection = self._connection = self._connection or self._connect()
+        if self._path.stat().st_size <= WIPED_AT_ONCE:
+            wipe(connection)
+        return truncate_wal(connection)
 
     def _table(self, view: View[D]) -> "_Table[D]":
         try:
@@ -142,12 +156,10 @@ class SqliteStore:
     async def _fetch(self, sql: str, values: Sequence[Scalar]) -> list[tuple[Any, ...]]:
         return await self._readers.run(lambda connection: connection.execute(sql, values).fetchall())
 
-    async def _write(self, job: Callable[[], None]) -> None:
-        def write() -> None:
+    async def _write(self, job: Callable[[], T]) -> T:
+        def write() -> T:
             try:
-                job()
-                if self._unerased and self._connection is not None:
-                    self._unerased = not truncate_wal(self._connection)
+                return job()
             except (apsw.Error, OSError) as error:
                 if self._connection is not None and not isinstance(error, (apsw.FullError, apsw.BusyError)):
                     self._connection.close(force=True)
@@ -158,7 +170,7 @@ class SqliteStore:
 
         if self._closed:
             raise UnavailableError(f"The read store {self._path} is closed.")
-        await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, write)
 
     def _prepare(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,9 +192,12 @@ class SqliteStore:
                 if new or connection.pragma("user_version") != self._definition():
                     for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
                         connection.execute(f'DROP TABLE "{name}"')
-                    for statement in (WATERMARKS, *(table.create for table in self._tables.values())):
+                    for statement in (WATERMARKS, RESIDUE, *(table.create for table in self._tables.values())):
                         connection.execute(statement)
                     connection.pragma("user_version", self._definition())
+            wipe(connection)
+            # A process that was killed may have left in it what it erased.
+            truncate_wal(connection)
         except BaseException:
             connection.close(force=True)
             raise
@@ -200,7 +215,10 @@ class SqliteStore:
 
 
 class _Table(Generic[D]):
-    """The documents in one table, and in a table of its own each filter that has several values."""
+    """The documents in one table, and in a table of its own each filter that has several values.
+
+    Of an erased document, where it was erased is left; its `hidden` is NULL, which keeps it out of the lists' indexes.
+    """
 
     def __init__(self, view: View[D]) -> None:
         self.definition = (view.name, view.filters, view.several, msgspec.json.schema(view.document))
@@ -213,11 +231,12 @@ class _Table(Generic[D]):
         columns = [f'"filter_{name}"' for name in self._single]
         self.create = (
             f"CREATE TABLE {self.name} (id TEXT PRIMARY KEY, position INTEGER NOT NULL, created_at TEXT NOT NULL, "
-            f"hidden INTEGER NOT NULL, body BLOB NOT NULL{''.join(f', {column}' for column in columns)});"
+            f"hidden INTEGER, body BLOB NOT NULL{''.join(f', {column}' for column in columns)});"
         )
         for index, prefix in enumerate(["", *(f"{column}, " for column in columns)]):
             self.create += (
-                f'CREATE INDEX "list_{view.name}_{index}" ON {self.name} (hidden, {prefix}created_at DESC, id DESC);'
+                f'CREATE INDEX "list_{view.name}_{index}" ON {self.name} (hidden, {prefix}created_at DESC, id DESC) '
+                "WHERE hidden IS NOT NULL;"
             )
         for name, table in self._several.items():
             self.create += (
@@ -232,14 +251,14 @@ class _Table(Generic[D]):
             "WHERE excluded.position > position"
         )
         self._erase = (
-            f"INSERT INTO {self.name} (id, position, created_at, hidden, body) VALUES (?, ?, '', {ERASED}, '') "
+            f"INSERT INTO {self.name} (id, position, created_at, hidden, body) VALUES (?, ?, '', NULL, '') "
             f"ON CONFLICT DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)} "
             "WHERE excluded.position > position"
         )
         self.get = (
-            f"SELECT id, body FROM {self.name} WHERE id IN (SELECT value FROM json_each(?)) AND hidden <> {ERASED}"
+            f"SELECT id, body FROM {self.name} WHERE id IN (SELECT value FROM json_each(?)) AND hidden IS NOT NULL"
         )
-        self.scan = f"SELECT id, body FROM {self.name} WHERE id > ? AND hidden <> {ERASED} ORDER BY id LIMIT ?"
+        self.scan = f"SELECT id, body FROM {self.name} WHERE id > ? AND hidden IS NOT NULL ORDER BY id LIMIT ?"
 
     def save(self, connection: apsw.Connection, document: D) -> None:
         fields: Mapping[str, Any] = self._fields(document)
@@ -308,6 +327,13 @@ class _Table(Generic[D]):
 
     def _leading(self, query: Query) -> str | None:
         return next((name for name in query.equal if name in self._several), None)
+
+
+def wipe(connection: apsw.Connection) -> None:
+    """Writes the file anew, if anything was erased since the last time."""
+    if connection.execute("SELECT count(*) FROM residue").get:
+        connection.execute("VACUUM")
+        connection.execute("DELETE FROM residue")
 
 
 def check(connection: apsw.Connection) -> None:

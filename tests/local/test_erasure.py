@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -21,6 +22,7 @@ from infra.storage import sqlite_store
 from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from projections.documents import fold_documents
+from tests.conditions import eventually
 
 TIME: Final = "2026-01-31T12:00:00.000000Z"
 TOPIC: Final = Topic("reviews", partitions=3, compacted=True)
@@ -158,7 +160,7 @@ async def test_a_document_has_one_source_partition(store: SqliteStore) -> None:
 
 @pytest.mark.parametrize("count", [1, 4_000])
 async def test_erased_bytes_are_in_no_file_of_the_views(store: SqliteStore, tmp_path: Path, count: int) -> None:
-    """Pages that were split and merged kept copies, were it not for secure deletion and a truncated log."""
+    """Pages that were split and merged keep copies, and the write-ahead log has what was written."""
     dice = Random(count)
     ids = [f"{dice.getrandbits(64):016x}" for _ in range(count)]
     marked = set(dice.sample(ids, max(1, count // 20)))
@@ -174,8 +176,38 @@ async def test_erased_bytes_are_in_no_file_of_the_views(store: SqliteStore, tmp_
     reading = sqlite3.connect(tmp_path / "views.db")
     await fold(store, *(erased(2 * count + at, id_=id_) for at, id_ in enumerate(sorted(marked))))
     reading.close()
-    assert PRIVATE not in content(tmp_path)
+    await eventually(partial(is_wiped, tmp_path))
     assert len(await notes(store)) == count - len(marked)
+
+
+async def test_a_large_file_is_wiped_when_it_is_opened_the_next_time(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then copies may be left where rows had been moved."""
+    monkeypatch.setattr(sqlite_store, "WIPED_AT_ONCE", 0)
+    dice, alive, gone, at = Random(5), dict[str, str](), list[str](), 0
+    for _ in range(60):
+        batch, touched = [], set[str]()
+        for _ in range(40):
+            at += 1
+            id_ = dice.choice([*alive, f"r{at}"]) if dice.random() < 0.7 else f"r{at}"
+            if id_ in touched:
+                continue
+            touched.add(id_)
+            if id_ in alive:
+                gone.append(alive.pop(id_))
+                batch.append(erased(at, id_=id_))
+            else:
+                alive[id_] = f"{PRIVATE}, {at:06}"
+                batch.append(given(at, alive[id_] + "." * dice.randrange(900), id_=id_))
+        await fold(store, *batch)
+    await eventually(partial(has_empty_log, tmp_path))
+    await store.close()
+    again = await SqliteStore.open(tmp_path / "views.db", (REVIEWS,))
+    left = content(tmp_path)
+    assert not [text for text in gone if text in left]
+    assert all(text in left for text in alive.values())
+    await again.close()
 
 
 async def test_a_store_that_was_killed_before_it_had_cleaned_up_does_so_when_it_is_opened_again(
@@ -213,6 +245,14 @@ def copy_views(folder: Path, target: Path) -> None:
     target.mkdir()
     for file in folder.glob("views.db*"):
         shutil.copy(file, target)
+
+
+async def is_wiped(folder: Path) -> bool:
+    return PRIVATE not in content(folder)
+
+
+async def has_empty_log(folder: Path) -> bool:
+    return not (folder / "views.db-wal").stat().st_size
 
 
 def content(folder: Path) -> str:
