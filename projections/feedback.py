@@ -59,10 +59,11 @@ STATS: Final = View(
 VIEWS: Final = (FEEDBACK, STATS)
 
 
+@lru_cache(10_000)
 def stats_id(group: Group, partition: int) -> str:
     """It holds no words of anybody, as an erasure keeps the id."""
     dimension, key = group
-    return f"{partition}/{dimension}" if key is None else f"{partition}/{dimension}/{_digest(key)}"
+    return f"{partition}/{dimension}" + ("" if key is None else f"/{sha256(key.encode()).hexdigest()[:32]}")
 
 
 def groups(feedback: Feedback, *, sample: bool = True, other: bool = True) -> Iterator[tuple[Group, Counts]]:
@@ -179,8 +180,3 @@ def _share(feedback: Feedback, touched: dict[str, FeedbackStats]) -> Share:
         if id_ not in touched:
             touched[id_] = FeedbackStats(id=id_, dimension=dimension, key=key, partition=feedback.partition)
     return share
-
-
-@lru_cache(10_000)
-def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:32]

@@ -12,7 +12,7 @@ import httpx
 from domain.jobs import OPEN
 
 IN_FLIGHT: Final = 20
-PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
+PATIENCE: Final = float(os.environ.get("PATIENCE", "300"))
 DELETED: Final = 0.3
 JUDGED_AT_ONCE: Final = 4
 FEW: Final = 12

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -267,7 +268,7 @@ class SqliteLog:
     ) -> tuple[list[list[Position]], dict[TopicPartition, int], bool]:
         heads: dict[TopicPartition, int] = {}
         inserts: dict[TopicPartition, list[tuple[int, str, bytes | None, bytes, float]]] = {}
-        erasures: list[tuple[TopicPartition, str, int]] = []
+        erasures = defaultdict[TopicPartition, list[tuple[str, int]]](list)
         positions: list[list[Position]] = []
         now = self._clock()
         for rows, _ in group:
@@ -280,13 +281,13 @@ class SqliteLog:
                 heads[at] = offset + 1
                 inserts[at].append((offset, key, value, headers, now))
                 if value is None:
-                    erasures.append((at, key, offset))
+                    erasures[at].append((key, offset))
                 placed.append(Position(*at, offset))
             positions.append(placed)
         for at, bindings in inserts.items():
             connection.executemany(self._tables[at].insert, bindings)
-        for at, key, offset in erasures:
-            connection.execute(self._tables[at].erase, (key, offset))
+        for at, ends in erasures.items():
+            connection.execute(self._tables[at].erase, (msgspec.json.encode(ends).decode(),))
         connection.executemany(
             "UPDATE heads SET next = ? WHERE topic = ? AND partition = ?", [(end, *at) for at, end in heads.items()]
         )
@@ -383,7 +384,8 @@ class _Table:
         # where no later erasure finds them.
         self.erase = (
             f"UPDATE {name} SET value = zeroblob(length(value)), headers = zeroblob(length(headers)) "
-            f"WHERE key = ? AND offset < ? {kept}"
+            f"WHERE offset IN (SELECT t.offset FROM json_each(?) AS e JOIN {name} AS t "
+            f"ON t.key = e.value ->> 0 AND t.offset < e.value ->> 1 {kept})"
         )
         self.expire = (
             f"DELETE FROM {name} WHERE offset < coalesce((SELECT offset FROM {name} WHERE appended_at >= ? "

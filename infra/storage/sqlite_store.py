@@ -5,6 +5,7 @@
 import asyncio
 import logging
 import zlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ T = TypeVar("T")
 SCHEMA: Final = 2
 APPLICATION_ID: Final = 0x74327373
 READERS: Final = 4
+# A checkpoint waits for the disk, and a batch may change thousands of pages, some of them in many batches.
+CHECKPOINT_PAGES: Final = 4_000
 SCAN: Final = 500
 WIPE_SECONDS: Final = 1.0
 # Wiping rewrites the file, and nothing is folded meanwhile: a larger one is wiped when it is opened the next time.
@@ -83,15 +86,17 @@ class SqliteStore:
         erased: Sequence[Erasure] = (),
     ) -> None:
         tables = [(self._table(view), document) for view, document in documents]
-        erasures = [(self._table(erasure.view), erasure) for erasure in erased]
+        erasures = defaultdict[_Table[Any], list[tuple[str, int]]](list)
+        for erasure in erased:
+            erasures[self._table(erasure.view)].append((erasure.id, erasure.position))
 
         def write() -> None:
             connection = self._connection = self._connection or self._connect()
             with transaction(connection):
                 for table, document in tables:
                     table.save(connection, document)
-                for table, erasure in erasures:
-                    table.erase(connection, erasure)
+                for table, ends in erasures.items():
+                    table.erase(connection, ends)
                 if erasures:
                     connection.execute("INSERT OR IGNORE INTO residue VALUES (1)")
                 connection.executemany(
@@ -207,6 +212,7 @@ class SqliteStore:
         connection = connect(self._path, apsw.SQLITE_OPEN_READWRITE | create)
         connection.pragma("synchronous", "NORMAL")
         connection.pragma("secure_delete", "ON")
+        connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         return connection
 
     def _definition(self) -> int:
@@ -251,7 +257,8 @@ class _Table(Generic[D]):
             "WHERE excluded.position > position"
         )
         self._erase = (
-            f"INSERT INTO {self.name} (id, position, created_at, hidden, body) VALUES (?, ?, '', NULL, '') "
+            f"INSERT INTO {self.name} (id, position, created_at, hidden, body) "
+            "SELECT value ->> 0, value ->> 1, '', NULL, '' FROM json_each(?) WHERE true "
             f"ON CONFLICT DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)} "
             "WHERE excluded.position > position"
         )
@@ -266,19 +273,21 @@ class _Table(Generic[D]):
         body, filters = msgspec.json.encode(document), (fields[name] for name in self._single)
         connection.execute(self._save, (document.id, document.position, document.created_at, hidden, body, *filters))
         if self._several and connection.changes():
-            self._forget(connection, document.id)
             for name, table in self._several.items():
+                connection.execute(f"DELETE FROM {table} WHERE id = ?", (document.id,))
                 rows = [(hidden, value, document.created_at, document.id) for value in fields[name]]
                 connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)
 
-    def erase(self, connection: apsw.Connection, erasure: Erasure) -> None:
-        connection.execute(self._erase, (erasure.id, erasure.position))
-        if connection.changes():
-            self._forget(connection, erasure.id)
-
-    def _forget(self, connection: apsw.Connection, id_: str) -> None:
+    def erase(self, connection: apsw.Connection, ends: Sequence[tuple[str, int]]) -> None:
+        """Each document by its id and the position of its erasure; in one statement, as there may be thousands."""
+        encoded = msgspec.json.encode(ends).decode()
+        connection.execute(self._erase, (encoded,))
         for table in self._several.values():
-            connection.execute(f"DELETE FROM {table} WHERE id = ?", (id_,))
+            connection.execute(
+                f"DELETE FROM {table} WHERE id IN (SELECT e.value ->> 0 FROM json_each(?) AS e "
+                f"JOIN {self.name} AS v ON v.id = e.value ->> 0 WHERE v.hidden IS NULL)",
+                (encoded,),
+            )
 
     def listing(self, query: Query) -> tuple[str, tuple[Scalar, ...]]:
         order = "v" if self._leading(query) is None else "o"
