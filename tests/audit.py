@@ -9,8 +9,11 @@ from typing import Final, TypeAlias
 
 import soundfile
 
+from domain.ab_tests import AB_TESTS, ABTest, counted
+from domain.ab_tests import evolve as evolve_test
 from domain.envelope import decode
 from domain.events import Recorded
+from domain.events.ab_tests import ABVoteCast
 from domain.events.feedback import FeedbackGiven
 from domain.feedback import FEEDBACK
 from domain.jobs import Job, evolve
@@ -56,10 +59,10 @@ def _fold(history: list[Recorded]) -> Folded:
     return job, holding
 
 
-async def settled(log: EventLog, objects: ObjectStore) -> dict[str, Folded] | None:
-    """Every job, once none is open, and no object is left that belongs to none or to a deleted one."""
+async def settled(log: EventLog, objects: ObjectStore, customer: Customer) -> dict[str, Folded] | None:
+    """Every job, once none is missing or open, and no object is left that belongs to none or to a deleted one."""
     folded = await jobs(log)
-    if any(job.is_open or job.awaits_purge for job, _ in folded.values()):
+    if folded.keys() != customer.accepted.keys() or any(job.is_open or job.awaits_purge for job, _ in folded.values()):
         return None
     possible = {key for job, _ in folded.values() for key in _keys(job)}
     return folded if possible.issuperset(info.key for info in await objects.list("")) else None
@@ -118,6 +121,22 @@ async def is_erased(log: EventLog, customer: Customer) -> bool:
 async def compare_feedback(log: EventLog, customer: Customer) -> None:
     """Fails unless the log holds the feedback that stands, as it was said last, and no other."""
     assert await feedback(log) == {id_: body["notes"] for id_, body in customer.standing.items()}
+
+
+async def compare_votes(log: EventLog, customer: Customer) -> None:
+    """Fails unless each vote that was taken counts, once and as it was cast, and no other but those in doubt."""
+    tests: dict[str, ABTest | None] = {}
+    votes: dict[str, ABVoteCast] = {}
+    for record in await records(log, AB_TESTS.name):
+        recorded = decode(record)
+        test = tests.get(record.key)
+        if vote := counted(test, recorded):
+            votes.setdefault(vote.id, vote.event)
+        tests[record.key] = evolve_test(test, recorded)
+    assert customer.votes == {id_: vote.notes for id_, vote in votes.items() if id_ in customer.votes}
+    notes = [vote.notes for vote in votes.values()]
+    assert len(set(notes)) == len(notes)
+    assert {str(vote.notes): vote.choice for vote in votes.values()}.items() <= customer.voted.items()
 
 
 async def is_folded(log: EventLog, store: ReadStore) -> bool:

@@ -4,17 +4,21 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any, Final
 
 import httpx
 
 from domain.jobs import OPEN
+from tests.conditions import eventually
 
 IN_FLIGHT: Final = 20
 PATIENCE: Final = float(os.environ.get("PATIENCE", "300"))
 DELETED: Final = 0.3
 JUDGED_AT_ONCE: Final = 4
+PAIRS: Final = 2
+VOTERS: Final = ("ann", "ben")
 FEW: Final = 12
 CHANGES: Final = ("revise", "revise", "revise", "erase", "delete", "nothing", "nothing")
 
@@ -33,6 +37,8 @@ class Customer:
         self.deleted: set[str] = set()
         self.feedback: dict[str, dict[str, Any]] = {}
         self.erased: set[str] = set()
+        self.voted: dict[str, str] = {}
+        self.votes: dict[str, str] = {}
         self._http = http
         self._dice = dice
         self._name = name
@@ -105,6 +111,48 @@ class Customer:
                     self.deleted.add(job_id)
                     done = await self._ask("DELETE", f"/jobs/{job_id}", or_else=404)
                     self._since = _since(done) or self._since
+
+    async def compare(self) -> None:
+        """Has one A/B test after the other made, and several voters vote on it until they have heard all of it.
+
+        `voted` has the choice of each vote by its notes, which are like no other's; `votes` has, by id, the notes of
+        those that were taken. Of the others it is not known: an answer may be lost.
+        """
+        created = 0
+        while not self.leaving or not self.votes:
+            created += 1
+            key = f"{self._name}-test-{created}"
+            body = {"name": key, "prompts": [f"snow, {key}"], "pairs_per_prompt": PAIRS, "duration": 1.0}
+            test = (await self._ask("POST", "/ab-tests", json=body, headers={"Idempotency-Key": key})).json()
+            self.accepted |= {pair[job]: 1 for pair in test["pairs"] for job in ("job_a", "job_b")}
+            await eventually(partial(self._is_ready, test["id"]), PATIENCE)
+            await asyncio.gather(*(self._vote(test["id"], voter) for voter in VOTERS))
+
+    async def _is_ready(self, test_id: str) -> bool:
+        await asyncio.sleep(0.2)
+        test = (await self._ask("GET", f"/ab-tests/{test_id}")).json()
+        return bool(test["status"] == "ready")
+
+    async def _vote(self, test_id: str, voter: str) -> None:
+        url, since = f"/ab-tests/{test_id}", dict[str, str]()
+        while (
+            trial := await self._ask("GET", f"{url}/next", params={"voter": voter}, headers=since)
+        ).status_code != 204:
+            notes, choice = f"<{test_id} {voter} {len(self.voted)}>", self._dice.choice(["left", "right", "tie"])
+            self.voted[notes] = choice
+            body = {
+                "trial_id": trial.json()["trial_id"],
+                "choice": choice,
+                "heard_first": "left",
+                "seconds_listened": {"left": 1.0, "right": 1.0},
+                "notes": notes,
+            }
+            # A try whose answer was lost may have been taken, or a job of the pair been deleted.
+            answer = await self._ask("POST", f"{url}/votes", or_else=409, json=body)
+            if answer.is_success:
+                self.votes[answer.json()["vote_id"]] = notes
+            since = _since(answer)
+            await asyncio.sleep(self._dice.uniform(0, 1))
 
     async def _awaits_jobs(self) -> bool:
         counts = (await self._ask("GET", "/jobs/stats")).json()["counts"]

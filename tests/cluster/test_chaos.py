@@ -141,7 +141,7 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
             kept = [tasks.create_task(role.keep()) for role in roles]
             killer = Killer(roles, models, there, dice, tasks)
             using = [tasks.create_task(customer.order()), tasks.create_task(customer.reconsider())]
-            using.append(tasks.create_task(customer.judge()))
+            using += [tasks.create_task(customer.judge()), tasks.create_task(customer.compare())]
             for victim in islice(cycle(VICTIMS), KILLS):
                 if dice.random() < 0.5:
                     await eventually(customer.is_served, PATIENCE)
@@ -152,7 +152,7 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
             customer.leaving = True
             await asyncio.gather(*using)
             log, store, objects = await stack.enter_async_context(running.adapters())
-            folded = await eventually(lambda: audit.settled(log, objects), PATIENCE)
+            folded = await eventually(lambda: audit.settled(log, objects, customer), PATIENCE)
             assert folded is not None
             await eventually(lambda: audit.is_erased(log, customer), PATIENCE)
             for task in kept:
@@ -164,6 +164,7 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
 
         await audit.compare(folded, customer, objects)
         await audit.compare_feedback(log, customer)
+        await audit.compare_votes(log, customer)
         published = by_published_table(await audit.records(log, "jobs"))
         assert published.keys() == customer.accepted.keys()
         for job_id, (statuses, state) in published.items():
@@ -181,6 +182,7 @@ async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_pat
     print(
         f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in ended.items())}, "
         f"{len(customer.deleted)} deleted; {len(customer.feedback)} times feedback, "
-        f"{len(customer.standing)} stand; {sum(job.attempt for job, _ in folded.values())} attempts, "
+        f"{len(customer.standing)} stand; {len(customer.votes)} votes; "
+        f"{sum(job.attempt for job, _ in folded.values())} attempts, "
         f"{time.monotonic() - began:.0f} s"
     )

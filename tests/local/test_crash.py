@@ -81,6 +81,7 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
             tasks.create_task(customer.order())
             tasks.create_task(customer.reconsider())
             tasks.create_task(customer.judge())
+            tasks.create_task(customer.compare())
             for moment in islice(cycle((moments.working, moments.writing, moments.starting, moments.working)), KILLS):
                 with mortal(data) as studio:
                     customer.urls = [studio.url]
@@ -90,12 +91,13 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
 
         log = await SqliteLog.open(data / "events.db")
         stack.push_async_callback(log.close)
-        folded = await eventually(lambda: audit.settled(log, objects), PATIENCE)
+        folded = await eventually(lambda: audit.settled(log, objects, customer), PATIENCE)
         assert folded is not None
         await eventually(lambda: audit.is_erased(log, customer), PATIENCE)
         assert studio.stop() == 0, studio.errors()
         await audit.compare(folded, customer, objects)
         await audit.compare_feedback(log, customer)
+        await audit.compare_votes(log, customer)
         replayed = await audit.replayed(log, tmp_path)
 
     async with open_parts(data) as parts:
@@ -106,6 +108,7 @@ async def test_killed_at_random_moments_nothing_accepted_is_lost_or_done_twice(t
     print(
         f"{KILLS} kills, {len(folded)} jobs: {', '.join(f'{count} {status}' for status, count in statuses.items())}, "
         f"{len(customer.deleted)} deleted; {len(customer.feedback)} times feedback, "
-        f"{len(customer.standing)} stand; {sum(job.attempt for job, _ in folded.values())} attempts, "
+        f"{len(customer.standing)} stand; {len(customer.votes)} votes; "
+        f"{sum(job.attempt for job, _ in folded.values())} attempts, "
         f"{time.monotonic() - began:.0f} s"
     )

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from infra.cli.main import main
+from infra.cli.main import COMMANDS
 from tests import bench
 
 ROOT: Final = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def test_links_lead_to_files(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_exist(name: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    there = {"make": set(targets), "text2song": set(main.commands)}
+    there = {"make": set(targets), "text2song": set(COMMANDS)}
     for program, command in COMMAND.findall((ROOT / name).read_text()):
         assert command in there[program], f"{program} {command}"
 

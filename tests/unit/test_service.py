@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli.main import main
+from infra.cli.main import COMMANDS
 from infra.settings import PREFIX, Settings
 
 ANALYZE = shutil.which("systemd-analyze")
@@ -25,7 +25,7 @@ def service() -> configparser.SectionProxy:
 def test_it_starts_a_command_with_settings_that_there_are() -> None:
     program, command = service()["ExecStart"].split()
     assert Path(program).name == "text2song"
-    assert command in main.commands
+    assert command in COMMANDS
     names = [pair.partition("=")[0] for pair in service()["Environment"].split()]
     known = {PREFIX + name.upper() for name in Settings.__struct_fields__}
     assert {name for name in names if name.startswith(PREFIX)} <= known
