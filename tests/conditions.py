@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 20.0) -> T:
+async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := await condition()):
@@ -17,7 +17,7 @@ async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 20.
     return value
 
 
-def eventually_sync(condition: Callable[[], T], seconds: float = 60.0) -> T:
+def eventually_sync(condition: Callable[[], T], seconds: float = 180.0) -> T:
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"still {value!r} after {seconds:g} s"

@@ -20,7 +20,7 @@ from tests.servers import ROOT
 
 Name: TypeAlias = Literal["api", "project", "work", "react"]
 
-PATIENCE: Final = float(os.environ.get("PATIENCE", "120"))
+PATIENCE: Final = float(os.environ.get("PATIENCE", "300"))
 
 
 class Role:

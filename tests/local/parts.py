@@ -98,7 +98,7 @@ class Parts:
         await self.host.caught_up(10)
         return (await self.store.get(JOBS, [job_id])).get(job_id)
 
-    async def when(self, job_id: str, *statuses: str, seconds: float = 20.0) -> Job:
+    async def when(self, job_id: str, *statuses: str, seconds: float = 60.0) -> Job:
         """The job once it has one of the statuses."""
 
         async def reached() -> Job | None:
