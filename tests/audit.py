@@ -16,7 +16,7 @@ from domain.events import Recorded
 from domain.events.ab_tests import ABVoteCast
 from domain.events.feedback import FeedbackGiven
 from domain.feedback import FEEDBACK
-from domain.jobs import Job, evolve
+from domain.jobs import Job, evolve, renditions
 from domain.ports import EventLog, ObjectStore, ReadStore, Record
 from infra.storage.sqlite_store import SqliteStore
 from projections.project import FOLDS, VIEWS, project
@@ -65,7 +65,9 @@ async def settled(log: EventLog, objects: ObjectStore, customer: Customer) -> di
     if folded.keys() != customer.accepted.keys() or any(job.is_open or job.awaits_purge for job, _ in folded.values()):
         return None
     possible = {key for job, _ in folded.values() for key in _keys(job)}
-    return folded if possible.issuperset(info.key for info in await objects.list("")) else None
+    heard = tuple(f"{renditions(job.id)}/" for job, _ in folded.values() if _keys(job))
+    left = [info.key for info in await objects.list("") if info.key not in possible]
+    return folded if all(key.startswith(("secrets/", *heard)) for key in left) else None
 
 
 def _keys(job: Job) -> set[str]:

@@ -123,7 +123,7 @@ async def named(store: ReadStore) -> set[str]:
 
 
 async def stored(objects: ObjectStore) -> set[str]:
-    return {info.key for info in await objects.list("")}
+    return {info.key for info in await objects.list("samples")}
 
 
 async def test_whatever_is_killed_nothing_accepted_is_lost_or_done_twice(tmp_path: Path) -> None:
