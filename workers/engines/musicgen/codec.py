@@ -52,11 +52,10 @@ class Rendering:
         """Makes the next piece. `codes` are `[codebooks, frames]` from `kept_from` to `needs`. Raises EngineError for
         numbers that are not finite.
         """
-        self._hear(codes)
-        assert self._hidden is not None
+        hidden = self._hear(codes)
         end = min(self._done + CHUNK, self.frames)
         first = max(0, self._done - CONTEXT)
-        piece = self._hidden[..., first - self._start : end + CONTEXT - self._start]
+        piece = hidden[..., first - self._start : end + CONTEXT - self._start]
         for layer in self._network.decoder.layers[2:]:
             piece = layer(piece)
         lead, length = (self._done - first) * self._hop, (end - self._done) * self._hop
@@ -69,13 +68,13 @@ class Rendering:
         place[:] = sound[:, : place.shape[1]]
         self._done = end
         keep = max(0, end - CONTEXT)
-        self._hidden, self._start = self._hidden[..., keep - self._start :], keep
+        self._hidden, self._start = hidden[..., keep - self._start :], keep
 
-    def _hear(self, codes: torch.Tensor) -> None:
+    def _hear(self, codes: torch.Tensor) -> torch.Tensor:
         """Takes the frames up to CONTEXT behind the piece through the first two layers."""
         end = min(self._done + CHUNK + CONTEXT, self.frames)
-        if end <= self._heard:
-            return
+        if self._hidden is not None and end <= self._heard:
+            return self._hidden
         first = self.kept_from
         channels = torch.stack([codes[channel :: self._channels] for channel in range(self._channels)], dim=1)
         widen, recur = self._network.decoder.layers[:2]
@@ -83,8 +82,8 @@ class Rendering:
         flow = wide.permute(2, 0, 1)
         out, self._state = recur.lstm(flow, self._state)
         heard = (out + flow).permute(1, 2, 0)
-        self._hidden = heard if self._hidden is None else torch.cat([self._hidden, heard], dim=-1)
         self._heard = end
+        return heard if self._hidden is None else torch.cat([self._hidden, heard], dim=-1)
 
     def finished(self) -> NDArray[np.float32]:
         """Within full scale."""

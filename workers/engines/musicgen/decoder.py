@@ -15,6 +15,7 @@ from workers.engines.reading import PROMPT_TOKENS
 
 BLOCK: Final = 64  # lengths are counted in steps of this many: few shapes, and sums whose order does not change
 PREFILL: Final = 64
+TOLD: Final = {"cross_q", "cross_out"}  # only rows with text have these products
 
 
 class Row(Struct, kw_only=True, eq=False):
@@ -51,6 +52,23 @@ class Shape(Struct, frozen=True):
     choice: sampling.Choice
 
 
+class Batch(Struct, frozen=True, kw_only=True):
+    """What all layers need of a step: where the cache takes it in, what a row must not look at, and its adapters.
+
+    The masks are added to the scores. Rows with text and those without are told apart by `halves`.
+    """
+
+    rows: int
+    halves: int
+    steps: int
+    index: torch.Tensor
+    unseen: torch.Tensor
+    unread: torch.Tensor
+    columns: slice
+    weight: torch.Tensor | None
+    told_weight: torch.Tensor | None
+
+
 class Decoder:
     """Rows 0 to `len(live)` are in the batch; a row that joins is made ready in a spare one behind the others."""
 
@@ -64,7 +82,7 @@ class Decoder:
         self.dtype, self.device = weights.places.dtype, weights.places.device
         books = torch.arange(self.codebooks, device=self.device)
         self._delay = books // config.audio_channels
-        self.lag = self.codebooks // config.audio_channels - 1
+        self.lag: int = self.codebooks // config.audio_channels - 1
         self._end = min(window + self.lag, len(weights.places))
         self._length = -(-self._end // BLOCK) * BLOCK
         self._heads = config.num_attention_heads
@@ -292,74 +310,72 @@ class Decoder:
 
         The result has more rows where products need them (see Weights).
         """
-        heads, head, halves = self._heads, self._head, shape.halves
-        rows, steps = position.shape
-        batch, width = rows * halves, self.weights.width
-        size, told = batch * steps, rows * steps
-        index = self._starts[:, shape.first : shape.first + rows, :halves] + position[:, None, None]
-        index = index.flatten()
+        halves, (rows, steps) = shape.halves, position.shape
+        here = slice(shape.first, shape.first + rows)
         unseen = torch.where(self._times[: shape.length] <= position[..., None], 0.0, -torch.inf).to(self.dtype)
-        unseen = unseen[:, None].expand(-1, halves, -1, -1).reshape(batch, 1, steps, -1)
-        unread = self._unread[shape.first : shape.first + rows, : shape.text]
-        unread = unread[:, None, None].expand(-1, 1, steps, -1)
-        columns = slice(0, shape.columns)
-        weight = told_weight = unseen
+        weight, told = None, None
         if shape.columns:
-            told_weight = self._weight[shape.first : shape.first + rows, columns]
-            weight = told_weight[:, None, None].expand(-1, halves, steps, -1).reshape(size, -1)
-            told_weight = told_weight[:, None].expand(-1, steps, -1).reshape(told, -1)
-            weight, told_weight = self.weights.fit(weight), self.weights.fit(told_weight)
-
-        def added(site: str, number: int, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            return self.slots.addition(site, number, columns, inputs, weight)
-
-        fit = self.weights.fit
-        x = fit(x)
-        for number, (layer, views) in enumerate(zip(self.weights.layers, self._seen(shape, rows), strict=True)):
-            cache, keys, values, cross_keys, cross_values = views
-            h = layer.self_norm(x)
-            qkv = F.linear(h, layer.qkv)
-            if shape.columns:
-                qkv = qkv + added("qkv", number, h, weight).transpose(0, 1).flatten(1)
-            qkv = qkv[:size].view(batch, steps, 3, heads, head)
-            cache.index_copy_(0, index, qkv[:, :, 1:].permute(2, 0, 3, 1, 4).reshape(-1, head))
-            a = F.scaled_dot_product_attention(qkv[:, :, 0].transpose(1, 2), keys, values, attn_mask=unseen)
-            a = fit(a.transpose(1, 2).reshape(size, width))
-            x = x + F.linear(a, layer.out)
-            if shape.columns:
-                x += added("out", number, a, weight)[0]
-            hearing = x[:size].view(rows, halves, steps, width)[:, 0]
-            h = fit(layer.cross_norm(hearing).view(told, width))
-            q = F.linear(h, layer.cross_q)
-            if shape.columns:
-                q = q + added("cross_q", number, h, told_weight)[0]
-            q = q[:told].view(rows, steps, heads, head).transpose(1, 2)
-            a = F.scaled_dot_product_attention(q, cross_keys, cross_values, attn_mask=unread)
-            a = fit(a.transpose(1, 2).reshape(told, width))
-            heard = F.linear(a, layer.cross_out)
-            if shape.columns:
-                heard = heard + added("cross_out", number, a, told_weight)[0]
-            hearing += heard[:told].view(rows, steps, width)
-            h = layer.final_norm(x)
-            inner = F.linear(h, layer.fc1)
-            if shape.columns:
-                inner = inner + added("fc1", number, h, weight)[0]
-            inner = layer.activation(inner)
-            x = x + F.linear(inner, layer.fc2)
-            if shape.columns:
-                x += added("fc2", number, inner, weight)[0]
+            columns = self._weight[here, : shape.columns]
+            weight = self.weights.fit(columns[:, None].expand(-1, halves * steps, -1).flatten(0, 1))
+            told = self.weights.fit(columns[:, None].expand(-1, steps, -1).flatten(0, 1))
+        batch = Batch(
+            rows=rows,
+            halves=halves,
+            steps=steps,
+            index=(self._starts[:, here, :halves] + position[:, None, None]).flatten(),
+            unseen=unseen[:, None].expand(-1, halves, -1, -1).flatten(0, 1)[:, None],
+            unread=self._unread[here, None, None, : shape.text].expand(-1, 1, steps, -1),
+            columns=slice(0, shape.columns),
+            weight=weight,
+            told_weight=told,
+        )
+        x = self.weights.fit(x)
+        for number, caches in enumerate(self._seen(shape, here)):
+            x = self._layer(number, x, batch, *caches)
         return x
 
-    def _seen(self, shape: Shape, rows: int) -> list[tuple[torch.Tensor, ...]]:
+    def _layer(self, number: int, x: torch.Tensor, batch: Batch, *caches: torch.Tensor) -> torch.Tensor:
+        layer, fit, width = self.weights.layers[number], self.weights.fit, self.weights.width
+        cache, keys, values, cross_keys, cross_values = caches
+        rows, steps, head = batch.rows, batch.steps, self._head
+        size = rows * batch.halves * steps
+
+        h = layer.self_norm(x)
+        qkv = self._product(h, layer.qkv, "qkv", number, batch)[:size]
+        q, *new = qkv.view(-1, steps, 3, self._heads, head).transpose(1, 3).unbind(2)
+        cache.index_copy_(0, batch.index, torch.stack(new).view(-1, head))
+        a = F.scaled_dot_product_attention(q, keys, values, attn_mask=batch.unseen)
+        a = fit(a.transpose(1, 2).reshape(size, width))
+        x = x + self._product(a, layer.out, "out", number, batch)
+
+        told = x[:size].view(rows, batch.halves, steps, width)[:, 0]
+        h = fit(layer.cross_norm(told).view(-1, width))
+        q = self._product(h, layer.cross_q, "cross_q", number, batch)[: rows * steps]
+        q = q.view(rows, steps, self._heads, head).transpose(1, 2)
+        a = F.scaled_dot_product_attention(q, cross_keys, cross_values, attn_mask=batch.unread)
+        a = fit(a.transpose(1, 2).reshape(-1, width))
+        told += self._product(a, layer.cross_out, "cross_out", number, batch)[: rows * steps].view_as(told)
+
+        h = layer.activation(self._product(layer.final_norm(x), layer.fc1, "fc1", number, batch))
+        return x + self._product(h, layer.fc2, "fc2", number, batch)
+
+    def _product(self, x: torch.Tensor, matrix: torch.Tensor, site: str, number: int, batch: Batch) -> torch.Tensor:
+        """With what the rows' adapters add to it."""
+        y = F.linear(x, matrix)
+        weight = batch.told_weight if site in TOLD else batch.weight
+        if weight is not None:
+            y += self.slots.addition(site, number, batch.columns, x, weight).transpose(0, 1).flatten(1)
+        return y
+
+    def _seen(self, shape: Shape, here: slice) -> list[tuple[torch.Tensor, ...]]:
         """Of each layer: the cache as one list of vectors, then the keys and values that the rows look at."""
         if shape not in self._views:
-            place = slice(shape.first, shape.first + rows)
             self._views = {
                 shape: [
                     (
                         cache.view(-1, self._head),
-                        *(part[place, : shape.halves].flatten(0, 1)[:, :, : shape.length] for part in cache),
-                        *(part[place, :, : shape.text] for part in cross),
+                        *(part[here, : shape.halves].flatten(0, 1)[:, :, : shape.length] for part in cache),
+                        *(part[here, :, : shape.text] for part in cross),
                     )
                     for cache, cross in zip(self._cache, self._cross, strict=True)
                 ]

@@ -61,8 +61,8 @@ def draw(
 def keep(logits: torch.Tensor, top_k: torch.Tensor | int, top_p: torch.Tensor | None) -> torch.Tensor:
     """Sets the logits of all tokens to -inf, except for those to sample from.
 
-    These are the fewest of the `top_k` most likely tokens whose probabilities add up to `top_p`. Tensors hold a number a
-    row, with a last dimension of 1.
+    These are the fewest of the `top_k` most likely tokens whose probabilities add up to `top_p`. Tensors hold a number
+    a row, with a last dimension of 1.
     """
     tokens = logits.shape[-1]
     if isinstance(top_k, torch.Tensor):

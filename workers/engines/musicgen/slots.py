@@ -152,16 +152,14 @@ def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -
     except (OSError, msgspec.DecodeError, SafetensorError) as error:
         raise EngineError(f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
     if (config.peft_type, config.use_dora, config.fan_in_fan_out, config.bias) != ("LORA", False, False, "none"):
-        raise EngineError(
-            f"Adapter {folder.name} is no plain LoRA: only those without DoRA, biases and transposed work."
-        )
+        raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
     halves: dict[tuple[str, int, str], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         found = KEY.fullmatch(name)
         module = f"{found[3] or ''}{found[4]}" if found else ""
         if not found or module not in SITES:
             raise EngineError(
-                f"Adapter {folder.name} changes {name}; only the decoder's attention, fc1 and fc2 can be."
+                f"Adapter {folder.name} has {name}; only the decoder's attention, fc1 and fc2 can be adapted."
             )
         layer, (site, _) = int(found[2]), SITES[module]
         if layer >= layers:

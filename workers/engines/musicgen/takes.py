@@ -126,6 +126,6 @@ def rendering(network: Any, duration: float) -> Rendering:
 
 def window_frames(max_duration: float, codec: Any, decoder: Any) -> int:
     """The frames of the model's longest clip, if its table of positions has a place for each of the steps."""
-    lag = decoder.num_codebooks // decoder.audio_channels - 1
-    frames = math.ceil(round(max_duration * codec.sampling_rate) / codec.hop_length)
-    return min(frames, decoder.max_position_embeddings - lag)
+    most: int = decoder.max_position_embeddings - decoder.num_codebooks // decoder.audio_channels + 1
+    frames: int = math.ceil(round(max_duration * codec.sampling_rate) / codec.hop_length)
+    return min(frames, most)

@@ -35,8 +35,8 @@ class Weights:
         """`network` is a MusicgenForCausalLM, `rows` the most that will be in a batch."""
         decoder = network.model.decoder
         self.width = network.config.hidden_size
-        self._table = _shared([embedding for embedding in decoder.embed_tokens])
-        self._heads = _shared([head for head in network.lm_heads])
+        self._table = _shared(list(decoder.embed_tokens))
+        self._heads = _shared(list(network.lm_heads))
         self._norm = _norm(decoder.layer_norm)
         self.places = decoder.embed_positions.weights.to(self._table)
         self.layers = [
@@ -99,8 +99,11 @@ class Weights:
 def _shared(modules: list[Any]) -> torch.Tensor:
     """One matrix of all their weights, which from then on are parts of it."""
     whole = torch.cat([module.weight.detach() for module in modules])
-    for module, part in zip(modules, whole.split([len(module.weight) for module in modules]), strict=True):
-        module.weight.data = part
+    start = 0
+    for module in modules:
+        end = start + len(module.weight)
+        module.weight.data = whole[start:end]
+        start = end
     return whole
 
 
