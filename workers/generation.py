@@ -208,6 +208,7 @@ class Generation:
                 size=made.size,
                 sha256=made.sha256,
                 loudness_lufs=made.loudness_lufs,
+                pcm_sha256=made.pcm_sha256,
             )
         )
 

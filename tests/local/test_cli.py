@@ -49,9 +49,9 @@ def test_generate_saves_what_a_running_studio_makes(studio: Running, tmp_path: P
 
 
 def test_generate_says_why_a_request_was_refused(studio: Running, tmp_path: Path) -> None:
-    done = text2song("generate", "x", "--url", studio.url, "--duration", "31", cwd=tmp_path)
+    done = text2song("generate", "x", "--url", studio.url, "--duration", "301", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("text2song: The requested duration is 31 s; text2song/wiring-noise makes from 0.5 s")
+    assert done.stderr.startswith("text2song: The requested duration is 301 s; text2song/wiring-noise makes from 0.5 s")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,9 +33,9 @@ def jobs(studio: Running) -> int:
         ({"prompt": "x", "duration": -1}, "/duration", "requested duration is -1 s; text2song/wiring-noise makes from"),
         ({"prompt": "x", "duration": 30.5}, "/duration", "requested duration is 30.5 s; text2song/wiring-noise makes"),
         (
-            {"prompt": "x", "duration": 30.00000001},
+            {"prompt": "x", "duration": 300.0000001},
             "/duration",
-            "requested duration is 30.00000001 s; text2song/wiring-",
+            "requested duration is 300.0000001 s; text2song/wiring-",
         ),
         ({"prompt": "x", "duration": 0.4999999999}, "/duration", "requested duration is 0.4999999999 s; text2song/wir"),
         ({"prompt": "x", "top_p": 1.0000001}, "/top_p", "top_p is 1.0000001; it must be from 0 to 1."),
