@@ -31,7 +31,7 @@ def jobs(studio: Running) -> int:
             "requested duration is 0 s; text2song/wiring-noise makes from 0.5 s",
         ),
         ({"prompt": "x", "duration": -1}, "/duration", "requested duration is -1 s; text2song/wiring-noise makes from"),
-        ({"prompt": "x", "duration": 30.5}, "/duration", "requested duration is 30.5 s; text2song/wiring-noise makes"),
+        ({"prompt": "x", "duration": 300.5}, "/duration", "requested duration is 300.5 s; text2song/wiring-noise"),
         (
             {"prompt": "x", "duration": 300.0000001},
             "/duration",
