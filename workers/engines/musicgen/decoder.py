@@ -1,8 +1,10 @@
 """MusicGen's decoder for a changing batch: one step draws the next codes of every row, in place, in fixed memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from msgspec import Struct
@@ -114,8 +116,8 @@ class Decoder:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         # Keys, then values. The second half is that without text, and it has no cross-attention: all would be zero.
-        self._cache = zeros(layers, 2, rows, 2, self._heads, self._length, head, dtype=self.dtype)
-        self._cross = zeros(layers, 2, rows, self._heads, PROMPT_TOKENS, head, dtype=self.dtype)
+        self._cache = self._large(layers, 2, rows, 2, self._heads, self._length, head)
+        self._cross = self._large(layers, 2, rows, self._heads, PROMPT_TOKENS, head)
         self._unread = zeros(rows, PROMPT_TOKENS, dtype=self.dtype)
         # The column behind the last frame takes what is not to be kept.
         self._codes = zeros(rows, self.codebooks, self._length + 1, dtype=torch.int64)
@@ -131,6 +133,12 @@ class Decoder:
         self._sound = zeros(rows, dtype=torch.bool)
         starts = torch.arange(2 * rows * 2 * self._heads, device=self.device) * self._length
         self._starts = starts.view(2, rows, 2, self._heads, 1)
+
+    def _large(self, *shape: int) -> torch.Tensor:
+        """Zeros, which on a CPU take no memory before they are written."""
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)
 
     @staticmethod
     def row_bytes(network: Any, window: int) -> int:

@@ -274,12 +274,18 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
 def _rows(decoder: Any, window: int, device: torch.device) -> int:
     """How many rows the free memory holds, up to what the device is good for."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     fitting = int(SHARE_OF_MEMORY * free / Decoder.row_bytes(decoder, window)) - 1
     return max(1, min(MOST_ROWS.get(device.type, 1), fitting))
+
+
+def _free_memory() -> int:
+    """In bytes, with what the system would give back of its caches."""
+    try:
+        words = Path("/proc/meminfo").read_text().split()
+        return int(words[words.index("MemAvailable:") + 1]) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _is_short_of_memory(error: Exception) -> bool:
