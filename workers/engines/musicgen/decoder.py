@@ -7,68 +7,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from msgspec import Struct
+from msgspec.structs import replace
 
-from domain.events.jobs import Sampling
 from workers.engines.musicgen import sampling
+from workers.engines.musicgen.batch import Batch, Row, Shape
 from workers.engines.musicgen.slots import COLUMNS, WIDTHS, Slots
 from workers.engines.musicgen.weights import Weights
 from workers.engines.reading import PROMPT_TOKENS
 
 BLOCK: Final = 64  # lengths are counted in steps of this many: few shapes, and sums whose order does not change
 PREFILL: Final = 64
+GRAPHS: Final = 128
 TOLD: Final = {"cross_q", "cross_out"}  # only rows with text have these products
-
-
-class Row(Struct, kw_only=True, eq=False):
-    """A stretch of codes to make: `frames` of them, of which the first are given by `prompt` `[codebooks, frames]`.
-
-    `text` is `[tokens, hidden]`. `offset` counts the steps of the same take before this stretch, so that its noise goes
-    on. `columns` are those of its adapter in the slots.
-    """
-
-    text: torch.Tensor
-    frames: int
-    sampling: Sampling
-    seed: int
-    offset: int = 0
-    prompt: torch.Tensor | None = None
-    columns: range | None = None
-    scale: float = 1.0
-    position: int = 0
-
-    @property
-    def given(self) -> int:
-        return 0 if self.prompt is None else self.prompt.shape[1]
-
-
-class Shape(Struct, frozen=True):
-    """All that a step's shapes and branches depend on. With guidance, each row has a second half without text."""
-
-    first: int
-    rows: int
-    halves: int
-    length: int
-    text: int
-    columns: int
-    choice: sampling.Choice
-
-
-class Batch(Struct, frozen=True, kw_only=True):
-    """What all layers need of a step: where the cache takes it in, what a row must not look at, and its adapters.
-
-    The masks are added to the scores. Rows with text and those without are told apart by `halves`.
-    """
-
-    rows: int
-    halves: int
-    steps: int
-    index: torch.Tensor
-    unseen: torch.Tensor
-    unread: torch.Tensor
-    columns: slice
-    weight: torch.Tensor | None
-    told_weight: torch.Tensor | None
 
 
 class Decoder:
@@ -111,6 +61,7 @@ class Decoder:
         layers, rows, head = len(self.weights.layers), self.rows + 1, self._head
         self._views: dict[Shape, list[tuple[torch.Tensor, ...]]] = {}
         self._graphs: dict[Shape, Callable[[], None]] = {}
+        self._pool: Any = None
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -203,7 +154,9 @@ class Decoder:
         count = len(live)
         used = max((row.columns.stop for row in live if row.columns is not None), default=0)
         cuda = self.device.type == "cuda"
+        # Each shape is a graph of its own, so a GPU has fewer of them.
         block = 4 * BLOCK if cuda else BLOCK
+        choice = sampling.choice([row.sampling for row in live])
         return Shape(
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
@@ -211,7 +164,7 @@ class Decoder:
             length=min(self._length, _up(max(row.position for row in live) + 1, block)),
             text=_up(max(len(row.text) for row in live), BLOCK),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
-            choice=sampling.choice([row.sampling for row in live]),
+            choice=replace(choice, top_k=None) if cuda else choice,
         )
 
     def _write(self, row: Row, place: int) -> None:
@@ -393,6 +346,8 @@ class Decoder:
     def _replay(self, shape: Shape) -> None:
         """Records the step as a graph when a shape comes for the first time, and runs it."""
         if shape not in self._graphs:
+            if len(self._graphs) >= GRAPHS:
+                self._graphs.clear()
             changed = (self._position, self._latest, self._sound)
             before = [tensor.clone() for tensor in changed]
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -403,7 +358,9 @@ class Decoder:
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Graphs run one after another and keep nothing, so they share their memory.
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool):
                 self._step(shape)
             self._graphs[shape] = graph.replay
         self._graphs[shape]()

@@ -8,8 +8,9 @@ import torch
 from msgspec import Struct, field
 
 from workers.engine import Clip, EngineRequest, Progress, Take
+from workers.engines.musicgen.batch import Row
 from workers.engines.musicgen.codec import Rendering
-from workers.engines.musicgen.decoder import Decoder, Row
+from workers.engines.musicgen.decoder import Decoder
 
 DECODING_SHARE: Final = 0.95
 # Of a window of 30 s, the last 12 are the prompt of the next one.
