@@ -23,7 +23,11 @@ class AdapterName(Struct, frozen=True, kw_only=True):
 
 
 class AudioBody(Struct, frozen=True, kw_only=True):
-    """`loudness_lufs` is integrated loudness (ITU-R BS.1770), null for silence; `sha256` is of the FLAC master."""
+    """`loudness_lufs` is integrated loudness (ITU-R BS.1770), null for silence; `sha256` is of the FLAC master.
+
+    `pcm_sha256` is of its samples alone, as `ffmpeg -i FILE -f s24le -` writes them: the same seed, model, adapter and
+    settings give the same. It is null for samples that were made before it was recorded.
+    """
 
     id: str
     job_id: str
@@ -39,6 +43,7 @@ class AudioBody(Struct, frozen=True, kw_only=True):
     sample_rate: int
     channels: int
     sha256: str
+    pcm_sha256: str | None
     loudness_lufs: float | None
     stream_url: str
     waveform_url: str

@@ -140,11 +140,11 @@ def adapter_faults(adapter: AdapterSnapshot | None, model: Model, pointer: str) 
 
 
 def bound_faults(request: GenerationRequest, model: Model, duration: float) -> Iterator[Fault]:
-    if not MIN_DURATION <= duration <= model.max_duration:
+    if not MIN_DURATION <= duration <= model.max_extended_duration:
         yield Fault(
             "/duration",
             f"The requested duration is {plain(duration)} s; {model.id} makes from {plain(MIN_DURATION)} s "
-            f"to {plain(model.max_duration)} s.",
+            f"to {plain(model.max_extended_duration)} s.",
         )
     if request.num_samples is not None and not 1 <= request.num_samples <= MAX_SAMPLES:
         yield Fault("/num_samples", f"num_samples is {request.num_samples:,}; ask for 1 to {MAX_SAMPLES}.")

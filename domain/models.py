@@ -10,10 +10,13 @@ from domain.errors import Fault, InvalidError
 from domain.reading import Reader, warnings
 
 MIN_DURATION: Final = 0.5
+LONGEST: Final = 300.0
 
 
 class Model(Struct, frozen=True, kw_only=True):
     """`max_duration` is in seconds, `sample_rate` in Hz; `vram_gb` is what generating its longest clip needs.
+
+    Longer clips, of up to `max_extended_duration` seconds, are made in windows that overlap: each continues the last.
 
     `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be told before
     hearing it.
@@ -22,6 +25,7 @@ class Model(Struct, frozen=True, kw_only=True):
     id: str
     family: str
     max_duration: float
+    max_extended_duration: float
     sample_rate: int
     channels: int
     vram_gb: float
@@ -36,6 +40,7 @@ NANO: Final = Model(
     id="text2song/musicgen-nano",
     family="musicgen",
     max_duration=10.0,
+    max_extended_duration=LONGEST,
     sample_rate=16000,
     channels=1,
     vram_gb=0.2,
@@ -48,6 +53,7 @@ NOISE: Final = Model(
     id="text2song/wiring-noise",
     family="musicgen",
     max_duration=30.0,
+    max_extended_duration=LONGEST,
     sample_rate=32000,
     channels=1,
     vram_gb=0.1,
@@ -62,6 +68,7 @@ def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
         id=f"facebook/musicgen-{name}",
         family="musicgen",
         max_duration=30.0,
+        max_extended_duration=LONGEST,
         sample_rate=32000,
         channels=channels,
         vram_gb=vram_gb,

@@ -39,6 +39,7 @@ class AudioSample(Struct, frozen=True, kw_only=True):
     created_at: str
     position: int
     hidden: bool
+    pcm_sha256: str | None = None
 
 
 AUDIO: Final = View("audio", AudioSample, fields=lambda sample: {"hidden": sample.hidden})
@@ -75,4 +76,5 @@ def samples(job: Job) -> Iterator[AudioSample]:
             created_at=sample.created_at,
             position=sample.position if job.silenced is None else job.silenced,
             hidden=job.is_silent,
+            pcm_sha256=event.pcm_sha256,
         )

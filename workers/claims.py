@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 class Claims(Generic[C]):
     """One worker. `lease` is how long a silent worker keeps what it runs, `backoff` the first wait before a retry, in
-    seconds; `capacity` is how many attempts run at once.
+    seconds. It claims while what it runs, by size, is below `capacity`.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class Claims(Generic[C]):
                 if thing.is_stopping:
                     self._cancelling.add(thing.id)
                     tasks.create_task(self._cancel(thing))
-            has_room = len(self._runs) < self._capacity and not self._broken.is_set()
-            if has_room and (free := self._next()) is not None:
+            size = sum(self._trade.size(run.current) for run in self._runs.values())
+            if size < self._capacity and not self._broken.is_set() and (free := self._next()) is not None:
                 await self._claim(free, tasks)
             else:
                 await self._wait_for_change(self._lease / 10)

@@ -19,6 +19,17 @@ class Take(Struct, frozen=True):
     seed: int
 
 
+class Adapter(Struct, frozen=True, kw_only=True):
+    """A LoRA as PEFT writes it: `folder` holds adapter_model.safetensors and adapter_config.json, checked before.
+
+    `sha256` tells adapters apart. `scale` 0 is the base model, 1 the adapter as it was trained.
+    """
+
+    sha256: str
+    folder: str
+    scale: float = 1.0
+
+
 class EngineRequest(Struct, frozen=True, kw_only=True):
     """`id` is unique among an engine's requests; `duration` is in seconds."""
 
@@ -27,6 +38,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     duration: float
     takes: list[Take]
     sampling: Sampling = Sampling()
+    adapter: Adapter | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -81,7 +93,7 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> int:
-        """The number of requests that it can run at once."""
+        """The number of takes that it can make at once; further ones wait for the first to end."""
 
     def admit(self, request: EngineRequest) -> None:
         """Starts a request. Raises EngineError if the model cannot carry it out."""

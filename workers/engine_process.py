@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from multiprocessing import resource_tracker
@@ -71,16 +72,15 @@ class EngineProcess:
         self._load_timeout = load_timeout
         self._stall_timeout = stall_timeout
         self._starting = asyncio.Lock()
-        self._slots = asyncio.Semaphore(0)
+        self._places = _Places()
         self._child: _Child | None = None
         self._device = "unknown"
-        self._capacity = 1
         self._checks = itertools.count()
 
     @property
     def capacity(self) -> int:
-        """How many requests the engine holds at once; 1 before the first start."""
-        return self._capacity
+        """How many takes the engine makes at once; 1 before the first start."""
+        return self._places.capacity or 1
 
     @property
     def device(self) -> str:
@@ -105,20 +105,24 @@ class EngineProcess:
             await self._child.end("was stopped")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
-        """Waits for a free slot, then yields progress and clips until the last clip. Raises EngineError.
+        """Waits until the engine has room for a take, then yields progress and clips until the last clip.
 
-        When closed or cancelled early, it returns only after the child has confirmed the cancellation, or died.
+        Raises EngineError. When closed or cancelled early, it returns only after the child has confirmed the
+        cancellation, or died.
         """
         await self._living()
-        async with self._slots:
+        owed = held = len(request.takes)
+        await self._places.take(held)
+        try:
             child = await self._living()
             heard = child.open(request)
-            owed = len(request.takes)
             try:
                 while owed:
                     match await heard.get():
                         case Clip() as clip:
                             owed -= 1
+                            held -= 1
+                            self._places.free(1)
                             yield clip
                         case Progress() as progress:
                             yield progress
@@ -134,6 +138,8 @@ class EngineProcess:
                     while not isinstance(await heard.get(), Stopped | Died):
                         pass
                 child.close(request.id)
+        finally:
+            self._places.free(held)
 
     async def check(self) -> None:
         """Carries out a small request of its own. Raises EngineError: then no request can be carried out."""
@@ -149,11 +155,44 @@ class EngineProcess:
             if self._child is None or self._child.gone.is_set():
                 child = _Child(self._build, self._arguments, self._stall_timeout)
                 ready = await child.start(patience=self._load_timeout)
-                if self._child is None:
-                    for _ in range(ready.capacity):
-                        self._slots.release()
-                self._child, self._device, self._capacity = child, ready.device, ready.capacity
+                self._child, self._device = child, ready.device
+                self._places.resize(ready.capacity)
             return self._child
+
+
+class _Places:
+    """The engine's rows, given out in the order in which they are asked for.
+
+    One that is free is enough for a request with many takes: the engine starts the others as further rows get free.
+    """
+
+    def __init__(self) -> None:
+        self.capacity = 0
+        self._taken = 0
+        self._asking: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    async def take(self, count: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._asking.append((turn, count))
+        self.free(0)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.free(count)
+            raise
+
+    def free(self, count: int) -> None:
+        self._taken -= count
+        while self._asking and self._taken < self.capacity:
+            turn, wanted = self._asking.popleft()
+            if not turn.done():
+                self._taken += wanted
+                turn.set_result(None)
+
+    def resize(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.free(0)
 
 
 class _Child:

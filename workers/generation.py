@@ -57,7 +57,7 @@ def worker(
     lease: float = 6.0,
     backoff: float = 1.0,
 ) -> Claims[Job]:
-    """One that generates with this model. Times are in seconds, as in Claims."""
+    """One that generates with this model, `capacity` samples at once. Times are in seconds, as in Claims."""
     generation = Generation(journal, store, objects, engine, model_id)
     return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff)
 
@@ -79,6 +79,10 @@ class Generation:
 
     def urgency(self, job: Job) -> Any:
         return -job.request.priority, job.created_at, job.id
+
+    def size(self, job: Job) -> int:
+        """The samples that it still has to make: each takes a place in the engine."""
+        return len(job.missing)
 
     def is_able(self, job: Job) -> bool:
         return job.request.model_id == self._model_id
@@ -204,6 +208,7 @@ class Generation:
                 size=made.size,
                 sha256=made.sha256,
                 loudness_lufs=made.loudness_lufs,
+                pcm_sha256=made.pcm_sha256,
             )
         )
 

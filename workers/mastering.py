@@ -46,11 +46,13 @@ class Waveform(Struct, frozen=True, kw_only=True):
 class Master(Struct, frozen=True, kw_only=True):
     """`flac` is 24-bit; the same samples and tags give the same bytes.
 
+    `pcm_sha256` is of the sound alone: its samples as 24-bit little-endian integers, the channels in turn.
     `loudness_lufs` is the integrated loudness (ITU-R BS.1770-4), None for silence and for clips under 0.4 s.
     """
 
     flac: bytes
     sha256: str
+    pcm_sha256: str
     size: int
     duration_seconds: float
     sample_rate: int
@@ -77,6 +79,7 @@ def master(pcm: NDArray[np.float32], sample_rate: int, tags: Mapping[str, str]) 
     return Master(
         flac=flac,
         sha256=hashlib.sha256(flac).hexdigest(),
+        pcm_sha256=pcm_sha256(flac),
         size=len(flac),
         duration_seconds=pcm.shape[1] / sample_rate,
         sample_rate=sample_rate,
@@ -84,6 +87,16 @@ def master(pcm: NDArray[np.float32], sample_rate: int, tags: Mapping[str, str]) 
         loudness_lufs=loudness(pcm, sample_rate),
         waveform=_waveform(pcm, sample_rate),
     )
+
+
+def pcm_sha256(flac: bytes) -> str:
+    """Of what `ffmpeg -i FILE -f s24le -` writes."""
+    with soundfile.SoundFile(io.BytesIO(flac)) as source:
+        digest = hashlib.sha256()
+        for frames in source.blocks(BLOCK_FRAMES, dtype="int32", always_2d=True):
+            # soundfile puts the 24 bits of a sample into the upper three of four bytes.
+            digest.update(frames.astype("<i4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes())
+    return digest.hexdigest()
 
 
 def transcode(flac: bytes, audio_format: str) -> bytes:

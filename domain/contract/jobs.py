@@ -72,6 +72,7 @@ def sample(index: int, attempt: int = 1) -> SampleGenerated:
         size=123456,
         sha256=f"{index:064}",
         loudness_lufs=-14.25,
+        pcm_sha256=f"{index + 1:064}",
     )
 
 

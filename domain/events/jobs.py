@@ -99,7 +99,10 @@ class JobStarted(JobEvent, frozen=True, kw_only=True, tag="JobStarted"):
 
 
 class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"):
-    """The audio is already stored at `storage_path` when this is appended."""
+    """The audio is already stored at `storage_path` when this is appended.
+
+    `sha256` is of the FLAC, `pcm_sha256` of its samples alone: 24-bit little-endian integers, the channels in turn.
+    """
 
     name = "job.sample.generated"
     attempt: Attempt
@@ -113,6 +116,7 @@ class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"
     size: Annotated[int, Meta(ge=0, le=2**53)]
     sha256: Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]
     loudness_lufs: Annotated[float, Meta(ge=-1_000, le=1_000)] | None = None
+    pcm_sha256: Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")] | None = None
 
 
 class JobCompleted(JobEvent, frozen=True, kw_only=True, tag="JobCompleted"):

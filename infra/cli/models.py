@@ -18,12 +18,13 @@ def list_models() -> None:
     from workers.engines.checkpoints import resolve
 
     registry = Registry(or_exit(lambda: resolve(chosen_settings().model)).model)
-    table = Table("", Column("model", no_wrap=True), "longest", "audio", "GPU memory", "license")
+    table = Table("", Column("model", no_wrap=True), "window", "longest", "audio", "GPU memory", "license")
     for model in registry.models:
         table.add_row(
             "*" if model.is_active else "",
             escape(model.id),
             f"{model.max_duration:g} s",
+            f"{model.max_extended_duration:g} s",
             f"{model.sample_rate / 1000:g} kHz {'stereo' if model.channels == 2 else 'mono'}",
             f"{model.vram_gb:g} GB",
             model.license,

@@ -298,7 +298,7 @@ async def test_results_are_of_the_votes_that_count_as_json_and_csv(parts: Parts)
         ({"prompts": None}, 400, "/prompts", "Give either prompt_ids or prompts: stored prompts, or the texts of new"),
         ({"pairs_per_prompt": 251}, 400, "/pairs_per_prompt", "2 prompts with 251 pairs each make 502 pairs; a test"),
         ({"catch_trials": 1}, 400, "/catch_trials", "catch_trials is 1; with 2 pairs it goes from 0 to 0, one in ten"),
-        ({"duration": 31}, 400, "/duration", "The requested duration is 31 s; text2song/wiring-noise makes from 0.5"),
+        ({"duration": 301}, 400, "/duration", "The requested duration is 301 s; text2song/wiring-noise makes from 0.5"),
         ({"guidance_scale": 0}, 400, "/guidance_scale", "guidance_scale is 0; it must be from 1 to 20."),
         ({"colour": "blue"}, 400, "/colour", "There is no field 'colour'"),
         ({"name": None}, 400, "/name", ""),

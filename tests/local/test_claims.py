@@ -48,6 +48,26 @@ async def test_a_worker_runs_as_many_attempts_as_its_capacity(parts: Parts) -> N
             assert (await parts.when(name, "completed")).attempt == 1
 
 
+async def test_a_job_is_claimed_as_long_as_there_is_a_place_for_a_sample(parts: Parts) -> None:
+    engine = ManyAtOnce()
+    engine.close_after(2)
+    async with parts.working(engine, capacity=4):
+        await parts.submit("j0", seeds=[1, 2, 3])
+
+        async def two_are_made() -> bool:
+            job = await parts.job("j0")
+            return job is not None and len(job.samples) == 2
+
+        await eventually(two_are_made)
+        for name, seeds in (("j1", [1, 2]), ("j2", [1, 2, 3]), ("j3", [1])):
+            await parts.submit(name, seeds=seeds)
+        await in_hand(engine, 3)
+        assert engine.in_hand == {"j0/1", "j1/1", "j2/1"}
+        engine.release()
+        for name in ("j0", "j1", "j2", "j3"):
+            assert (await parts.when(name, "completed")).attempt == 1
+
+
 async def test_a_worker_that_stops_gives_back_everything_it_runs(parts: Parts) -> None:
     engine = ManyAtOnce()
     engine.close_after(0)

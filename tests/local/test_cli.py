@@ -49,9 +49,9 @@ def test_generate_saves_what_a_running_studio_makes(studio: Running, tmp_path: P
 
 
 def test_generate_says_why_a_request_was_refused(studio: Running, tmp_path: Path) -> None:
-    done = text2song("generate", "x", "--url", studio.url, "--duration", "31", cwd=tmp_path)
+    done = text2song("generate", "x", "--url", studio.url, "--duration", "301", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("text2song: The requested duration is 31 s; text2song/wiring-noise makes from 0.5 s")
+    assert done.stderr.startswith("text2song: The requested duration is 301 s; text2song/wiring-noise makes from 0.5 s")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,7 +157,9 @@ def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp
     """A job in hand goes back to the queue, and a follower's stream ends instead of holding the server up."""
     first = Running(tmp_path / "data")
     first.wait_until_ready()
-    job_id = first.http.post("/generate", json={"prompt": "x", "duration": 2, "num_samples": 5}).json()["job_id"]
+    # More than there are rows, so that some samples are made and others are not.
+    first.http.post("/generate", json={"prompt": "x", "duration": 4, "num_samples": 8})
+    job_id = first.http.post("/generate", json={"prompt": "x", "duration": 2, "num_samples": 16}).json()["job_id"]
     eventually_sync(lambda: first.http.get(f"/jobs/{job_id}").json()["sample_ids"])
     with first.http.stream("GET", f"/jobs/{job_id}/events") as stream:
         assert next(stream.iter_lines())
@@ -169,7 +171,7 @@ def test_a_studio_stopped_by_ctrl_c_ends_cleanly_and_goes_on_after_a_restart(tmp
     made = eventually_sync(
         lambda: (found := second.http.get(f"/jobs/{job_id}").json())["status"] == "completed" and found
     )
-    assert (len(made["sample_ids"]), made["attempt"]) == (5, 2)
+    assert (len(made["sample_ids"]), made["attempt"]) == (16, 2)
     assert second.stop() == 0
     assert second.errors() == first.errors()
 

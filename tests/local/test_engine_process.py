@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from domain.models import NOISE, Model
 from tests.conditions import eventually_sync
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
-from workers.engine_process import EngineProcess
+from workers.engine_process import EngineProcess, _Places
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
 
@@ -232,6 +232,24 @@ async def test_requests_share_the_engine_up_to_its_capacity() -> None:
     finally:
         await process.stop()
     assert not process.alive
+
+
+async def test_one_free_place_is_enough_for_a_request_with_many_takes() -> None:
+    places = _Places()
+    places.resize(2)
+    await places.take(1)
+    await places.take(5)
+    waiting = [asyncio.create_task(places.take(count)) for count in (1, 2, 1)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    places.free(4)
+    await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, False, False]
+    places.free(1)
+    await waiting[1]
+    assert not waiting[2].done()
+    places.free(2)
+    await waiting[2]
 
 
 async def test_closing_returns_only_when_the_child_has_let_go(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from domain.events.jobs import Sampling
@@ -16,7 +13,7 @@ from domain.models import NOISE
 from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint, resolve
-from workers.engines.musicgen.engine import MusicgenEngine, draw, gumbel, keep
+from workers.engines.musicgen.engine import MusicgenEngine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,41 +66,6 @@ def test_greedy_audio_is_that_of_transformers_generate(channels: int, guidance_s
     expected = model.generate(**encoded, do_sample=False, guidance_scale=guidance_scale, max_new_tokens=300 + 3)
     assert pcm.shape == (channels, 6 * 32000)
     assert np.abs(pcm - expected[0].numpy()).max() < 1e-5
-
-
-@given(
-    logits=st.lists(st.floats(-9, 9), min_size=2, max_size=12, unique=True),
-    top_k=st.integers(0, 14),
-    top_p=st.floats(0.01, 1.0),
-)
-def test_the_filter_keeps_the_likeliest_tokens_and_no_others(logits: list[float], top_k: int, top_p: float) -> None:
-    ranked = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or None]
-    total = sum(math.exp(logits[token]) for token in ranked)
-    kept, mass = set(), 0.0
-    for token in ranked:
-        if abs(mass - top_p) < 1e-5:
-            return  # which side of the border it is on is a matter of rounding
-        if mass < top_p:
-            kept.add(token)
-        mass += math.exp(logits[token]) / total
-    filtered = keep(torch.tensor(logits, dtype=torch.float64), top_k, top_p)
-    assert set(filtered.isfinite().nonzero().flatten().tolist()) == kept
-
-
-def test_draws_follow_the_probabilities_of_the_tempered_logits() -> None:
-    probability = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0])
-    logits = probability.log().expand(4, -1)
-    drawn = torch.stack([draw(logits * 2, Sampling(temperature=2.0), 7, position) for position in range(5000)])
-    frequency = torch.bincount(drawn.flatten(), minlength=5) / drawn.numel()
-    assert (frequency - probability).abs().max() < 0.015
-
-
-def test_noise_is_finite_and_different_for_every_seed_position_codebook_and_token() -> None:
-    like = torch.zeros(4, 2048)
-    rows = torch.cat([gumbel(like, seed, position) for seed in (0, 1, 2**32 - 1) for position in range(50)])
-    assert rows.isfinite().all()
-    assert rows.mean() == pytest.approx(0.5772, abs=0.01)
-    assert rows.corrcoef().fill_diagonal_(0).abs().max() < 0.15
 
 
 def test_the_same_request_gives_the_same_audio_and_another_seed_another(engine: MusicgenEngine) -> None:
@@ -172,14 +134,13 @@ def test_a_cancelled_request_leaves_no_trace(engine: MusicgenEngine) -> None:
 
 
 def test_what_the_model_cannot_do_is_refused_at_once(engine: MusicgenEngine) -> None:
-    with pytest.raises(EngineError, match=r"The duration is 31 s; text2song/wiring-noise makes clips of up to 30 s."):
-        engine.admit(request(1, duration=31.0))
+    with pytest.raises(EngineError, match=r"The duration is 301 s; text2song/wiring-noise makes clips of up to 300 s."):
+        engine.admit(request(1, duration=301.0))
     with pytest.raises(EngineError, match="no takes"):
         engine.admit(request())
     engine.admit(request(1))
-    with pytest.raises(EngineError, match="busy") as caught:
+    with pytest.raises(EngineError, match="already running"):
         engine.admit(request(2))
-    assert caught.value.transient
 
 
 def test_building_gives_the_same_weights_and_leaves_global_randomness_alone() -> None:
@@ -244,14 +205,18 @@ def test_numbers_that_are_not_finite_are_no_fault_of_the_request(part: str) -> N
         (ZeroDivisionError("by zero"), "Generation failed: by zero"),
     ],
 )
-def test_a_step_that_fails_ends_the_request_and_frees_the_engine(error: Exception, said: str) -> None:
+def test_a_step_that_fails_ends_the_request_and_frees_the_engine(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, tokenizer = noise.build()
     engine = MusicgenEngine(network, tokenizer, NOISE, CPU)
 
-    def fail(*_: object) -> None:
+    def fail(_: int) -> None:
         raise error
 
-    with network.decoder.register_forward_pre_hook(fail):
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._decoder, "run", fail)
+        patched.setattr(engine, "_rows", 1)
         *_, last = updates(engine, request(1))
     assert isinstance(last, Failure)
     assert last.transient

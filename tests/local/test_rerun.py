@@ -91,7 +91,7 @@ async def test_another_prompt_is_a_prompt_of_its_own(parts: Parts, first: Job) -
 @pytest.mark.parametrize(
     ("changes", "pointer", "words"),
     [
-        ({"duration": 31}, "/duration", "The requested duration is 31 s; text2song/wiring-noise makes from 0.5 s"),
+        ({"duration": 301}, "/duration", "The requested duration is 301 s; text2song/wiring-noise makes from 0.5 s"),
         ({"same_seeds": True, "seed": 1}, "/seed", "same_seeds keeps the job's seeds; give it or seed, not both."),
         ({"same_seeds": True, "seeds": [1]}, "/seeds", "give it or seeds, not both."),
         ({"same_seeds": True, "num_samples": 4}, "/seeds", "seeds has 3 entries, but num_samples is 4."),

@@ -176,7 +176,7 @@ async def test_no_header_and_no_byte_tells_a_side_from_the_other(parts: Parts) -
             audio = (await parts.http.get(f"/audio/{sample_id}")).json()
             stream = await parts.http.get(audio["stream_url"])
             words |= {job["id"], sample_id, audio["sha256"], audio["sha256"][:16], stream.headers["ETag"].strip('"')}
-            words |= {str(audio["loudness_lufs"]), audio["created_at"], audio["storage_path"]}
+            words |= {str(audio["loudness_lufs"]), audio["created_at"], audio["storage_path"], audio["pcm_sha256"]}
     secrets = {word.encode() for word in words}
     secrets |= {
         bytes.fromhex(hexadecimal)

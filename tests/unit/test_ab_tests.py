@@ -378,7 +378,11 @@ def test_a_test_of_equal_arms_says_that_it_is_an_aa_test() -> None:
             "catch_trials is 4; with 30 pairs it goes from 0 to 3, one in ten of a voter's trials.",
         ),
         ({"catch_trials": -1}, "/catch_trials", "catch_trials is -1; with 1 pair it goes from 0 to 0"),
-        ({"duration": 11}, "/duration", "The requested duration is 11 s; text2song/musicgen-nano makes from 0.5 s to"),
+        (
+            {"duration": 301},
+            "/duration",
+            "The requested duration is 301 s; text2song/musicgen-nano makes from 0.5 s to",
+        ),
         ({"temperature": 9.5}, "/temperature", "temperature is 9.5; it must be from 0 to 5."),
         ({"top_p": 0}, "/top_p", "top_p is 0, which would leave no token to draw"),
         ({"seed": -1}, "/seed", "seed is -1; a seed is from 0 to 4294967295."),

@@ -1,4 +1,6 @@
 import io
+import wave
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ TAGS = {
 def tone(seconds: float, *, amplitude: float = 0.5, channels: int = 1, rate: int = RATE) -> NDArray[np.float32]:
     """It begins and ends at zero where it lasts whole seconds."""
     time = np.linspace(0, seconds, round(seconds * rate))
-    wave = amplitude * np.sin(2 * np.pi * 997 * time)
-    return np.tile(wave.astype(np.float32), (channels, 1))
+    sound = amplitude * np.sin(2 * np.pi * 997 * time)
+    return np.tile(sound.astype(np.float32), (channels, 1))
 
 
 def samples(data: bytes) -> NDArray[np.float64]:
@@ -38,6 +40,15 @@ def test_a_master_holds_the_samples_to_24_bits_and_measures_itself() -> None:
 
 def test_a_master_is_the_same_bytes_for_the_same_input() -> None:
     assert master(tone(1), RATE, TAGS) == master(tone(1), RATE, TAGS)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_digest_of_the_sound_is_that_of_its_samples_whatever_the_tags(channels: int) -> None:
+    made = master(tone(3, channels=channels), RATE, TAGS)
+    assert made.pcm_sha256 == master(tone(3, channels=channels), RATE, {}).pcm_sha256
+    assert made.pcm_sha256 != master(tone(2, channels=channels), RATE, TAGS).pcm_sha256
+    with wave.open(io.BytesIO(transcode(made.flac, "wav"))) as file:
+        assert sha256(file.readframes(file.getnframes())).hexdigest() == made.pcm_sha256
 
 
 def test_a_master_carries_its_tags_and_the_studios_name() -> None:

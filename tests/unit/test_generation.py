@@ -31,19 +31,19 @@ def submit(adapter: AdapterSnapshot | None = None, default: float | None = None,
     ("fields", "pointer", "detail"),
     [
         (
-            {"duration": 31},
+            {"duration": 301},
             "/duration",
-            "The requested duration is 31 s; facebook/musicgen-small makes from 0.5 s to 30 s.",
+            "The requested duration is 301 s; facebook/musicgen-small makes from 0.5 s to 300 s.",
         ),
         (
             {"duration": 0},
             "/duration",
-            "The requested duration is 0 s; facebook/musicgen-small makes from 0.5 s to 30 s.",
+            "The requested duration is 0 s; facebook/musicgen-small makes from 0.5 s to 300 s.",
         ),
         (
             {"duration": -1},
             "/duration",
-            "The requested duration is -1 s; facebook/musicgen-small makes from 0.5 s to 30 s.",
+            "The requested duration is -1 s; facebook/musicgen-small makes from 0.5 s to 300 s.",
         ),
         (
             {"duration": float("nan")},
@@ -106,8 +106,8 @@ def adapter(base_model: str) -> AdapterSnapshot:
 
 def test_scenario_duration_validation_with_adapter() -> None:
     assert submit(adapter(SMALL)).adapter == adapter(SMALL)
-    with pytest.raises(InvalidError, match="The requested duration is 31 s"):
-        submit(adapter(SMALL), duration=31)
+    with pytest.raises(InvalidError, match="The requested duration is 301 s"):
+        submit(adapter(SMALL), duration=301)
 
 
 def test_scenario_reject_incompatible_adapter() -> None:

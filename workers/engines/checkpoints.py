@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 from msgspec import Struct
 from msgspec.structs import replace
 
-from domain.models import KNOWN, MIN_DURATION, NANO, NOISE, Model
+from domain.models import KNOWN, LONGEST, MIN_DURATION, NANO, NOISE, Model
 from workers.engine import EngineError
 
-LONGEST: Final = 30.0
+LONGEST_WINDOW: Final = 30.0
 ANSWER_SECONDS: Final = 8.0
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
@@ -67,7 +67,7 @@ class Config(Struct):
         """In seconds, to the millisecond: the position table must hold every frame and the codebooks' delay."""
         frames = self.decoder.max_position_embeddings - self.decoder.num_codebooks // self.decoder.audio_channels + 1
         seconds = frames * math.prod(self.audio_encoder.upsampling_ratios) / self.audio_encoder.sampling_rate
-        return min(LONGEST, math.floor(seconds * 1000) / 1000)
+        return min(LONGEST_WINDOW, math.floor(seconds * 1000) / 1000)
 
 
 def resolve(name: str) -> Checkpoint:
@@ -174,6 +174,7 @@ def _read(name: str, folder: Path, model_id: str, way_out: str) -> Checkpoint:
         id=model_id,
         family="musicgen",
         max_duration=config.max_duration,
+        max_extended_duration=LONGEST,
         sample_rate=config.audio_encoder.sampling_rate,
         channels=config.decoder.audio_channels,
         vram_gb=known.vram_gb if known else round(1 + 1.3 * gigabytes, 1),

@@ -1,42 +1,44 @@
-"""MusicGen with its own decoding loop: takes are seeded, report their progress and can be cancelled."""
+"""MusicGen with its own decoding loop: takes of many requests in one batch, which they join late and leave early."""
 
 import logging
-import math
+import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-from domain.events.jobs import Sampling
 from domain.models import Model
-from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
+from workers.engine import EngineError, EngineRequest, Failure, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
+from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, window_frames
 from workers.engines.reading import PROMPT_TOKENS
 
 STEPS_PER_ADVANCE: Final = 20
-CHUNK_FRAMES: Final = 250
-CONTEXT_FRAMES: Final = 25
-DECODING_SHARE: Final = 0.95
-MASK: Final = 0xFFFFFFFF
+MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
+# The rest of the free memory is for the text encoder, EnCodec, and what a step holds for a moment.
+SHARE_OF_MEMORY: Final = 0.6
+PROMPTS_REMEMBERED: Final = 64
+JOINED: Final = object()
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, float], Progress]
-
 
 class MusicgenEngine:
-    """Handles one request at a time, take after take; each `advance` runs about 20 decoding steps."""
+    """Each `advance` runs about 20 decoding steps of all rows, and renders some seconds of what they have made."""
 
-    capacity = 1
+    def __init__(
+        self, network: Any, tokenizer: Any, model: Model, device: torch.device, rows: int | None = None
+    ) -> None:
+        """`network` is a MusicgenForConditionalGeneration in fp32, `tokenizer` the one of its text encoder.
 
-    def __init__(self, network: Any, tokenizer: Any, model: Model, device: torch.device) -> None:
-        """`network` is a MusicgenForConditionalGeneration in fp32, `tokenizer` the one of its text encoder."""
+        `rows` is the most takes at once, None as many as memory and device are good for.
+        """
         self.model = model
         self._device = device
         self._tokenizer = tokenizer
@@ -45,8 +47,15 @@ class MusicgenEngine:
             half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
             network.decoder.to(half)
         self.network = network.eval().to(device)
-        self._request: EngineRequest | None = None
-        self._updates: Iterator[Progress | Clip] = iter(())
+        self._window = window_frames(model.max_duration, network.audio_encoder.config, network.decoder.config)
+        self._rows = rows or _rows(network.decoder, self._window, device)
+        self._decoder = Decoder(network.decoder, self._rows, self._window)
+        self._active: dict[str, ActiveRequest] = {}
+        self._waiting: deque[ActiveTake] = deque()
+        self._joining: tuple[ActiveTake, Iterator[None]] | None = None
+        self._decoding: list[ActiveTake] = []
+        self._updates: list[Update] = []
+        self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
@@ -72,140 +81,179 @@ class MusicgenEngine:
     def device(self) -> str:
         return str(self._device)
 
+    @property
+    def capacity(self) -> int:
+        return self._rows
+
     def admit(self, request: EngineRequest) -> None:
-        if self._request is not None:
-            raise EngineError("The model is busy with another request.", transient=True)
+        longest = self.model.max_extended_duration
+        if request.id in self._active:
+            raise EngineError(f"Request {request.id} is already running.")
         if not request.takes:
             raise EngineError("The request has no takes.")
-        if not 0 < request.duration <= self.model.max_duration:
+        if not 0 < request.duration <= longest:
             raise EngineError(
-                f"The duration is {request.duration:g} s; {self.model.id} makes clips of up to "
-                f"{self.model.max_duration:g} s."
+                f"The duration is {request.duration:g} s; {self.model.id} makes clips of up to {longest:g} s. "
+                "Ask for a shorter clip."
             )
-        self._request = request
-        self._updates = self._perform(request)
-
-    def advance(self) -> Sequence[Update]:
-        """Raises only torch.AcceleratorError: the device is then unusable, and the process must end."""
-        request = self._request
-        if request is None:
-            return []
-        try:
-            with torch.inference_mode():
-                update = next(self._updates)
-        except torch.AcceleratorError:
-            raise
-        except torch.OutOfMemoryError:
-            failure = Failure(
-                request_id=request.id,
-                error=f"{self.device} ran out of memory on a clip of {request.duration:g} s.",
-                transient=True,
-            )
-        except EngineError as error:
-            failure = Failure(request_id=request.id, error=str(error), transient=error.transient)
-        except Exception as error:
-            logger.exception("Request %s failed", request.id)
-            failure = Failure(request_id=request.id, error=f"Generation failed: {_brief(error)}", transient=True)
-        else:
-            if isinstance(update, Clip) and update.index == request.takes[-1].index:
-                self._release()
-            return [update]
-        self._release()
-        return [failure]
+        active = self._active[request.id] = activate(request, self.network, self._window, self._device)
+        self._waiting.extend(active.takes)
 
     def cancel(self, request_id: str) -> None:
-        if self._request is not None and self._request.id == request_id:
-            self._release()
+        if request_id in self._active:
+            self._drop(self._active[request_id])
 
-    def _release(self) -> None:
-        self._request = None
-        self._updates = iter(())
+    @torch.inference_mode()
+    def advance(self) -> Sequence[Update]:
+        """Raises only torch.AcceleratorError: the device is then unusable, and the process must end."""
+        self._updates = []
+        self._join()
+        self._decode()
+        clips = self._render()
+        self._updates += [active.progress() for active in self._active.values() if active.started is not None]
+        for take in clips:
+            self._updates.append(take.clip())
+            take.owner.unsung -= 1
+            if not take.owner.unsung:
+                self._drop(take.owner)
+        return self._updates
+
+    def _join(self) -> None:
+        """Brings waiting takes into the batch while rows are free, in the order in which they were admitted."""
+        while self._joining is not None or (self._waiting and len(self._decoding) < self._rows):
+            take, pieces = self._joining or (self._waiting[0], None)
+            try:
+                pieces = pieces or self._begin(take)
+                if pieces is None or next(pieces, JOINED) is not JOINED:
+                    return
+            except Exception as error:
+                self._fail([take], error)
+            else:
+                self._decoding.append(take)
+                self._joining = None
+
+    def _begin(self, take: ActiveTake) -> Iterator[None] | None:
+        """None while there is no room for the take's adapter."""
+        active, request = take.owner, take.owner.request
+        if active.started is None:
+            active.started = time.monotonic()
+            self._updates.append(active.progress("encoding"))
+        text = self._text(request.prompt)
+        columns = None
+        if request.adapter is not None and (columns := self._decoder.slots.hold(request.adapter)) is None:
+            return None
+        row = take.row = take.next_row(text, columns)
+        self._waiting.popleft()
+        pieces = self._decoder.join(row)
+        self._joining = take, pieces
+        return pieces
+
+    def _decode(self) -> None:
+        if not self._decoding:
+            return
+        rows = [(take, take.row) for take in self._decoding if take.row is not None]
+        try:
+            self._decoder.run(min(STEPS_PER_ADVANCE, *(self._decoder.left(row) for _, row in rows)))
+            unsound = self._decoder.unsound()
+            for take, row in rows:
+                take.collect(row, self._decoder)
+        except Exception as error:
+            self._fail(list(self._decoding), error)
+            return
+        for take, row in rows:
+            if row in unsound:
+                said = "The model's output is not finite; its weights may be damaged."
+                self._fail([take], EngineError(said, transient=True))
+            elif not self._decoder.left(row):
+                self._leave(take)
+                if not take.is_decoded:
+                    self._waiting.appendleft(take)
+
+    def _render(self) -> list[ActiveTake]:
+        """The takes whose audio is done. Pieces are made as fast as the rows decode, those of decoded takes first."""
+        clips = []
+        for _ in range(1 + len(self._decoding) // 8):
+            ready = [take for active in self._active.values() for take in active.takes if take.can_render]
+            take = next((take for take in ready if take.is_decoded), ready[0] if ready else None)
+            if take is None:
+                break
+            try:
+                take.render()
+            except Exception as error:
+                self._fail([take], error)
+            else:
+                if take.rendering.is_done:
+                    clips.append(take)
+        return [take for take in clips if take.owner.request.id in self._active]
+
+    def _leave(self, take: ActiveTake) -> None:
+        """Takes it out of the batch, where it is in it, and lets its adapter go."""
+        if take in self._decoding and take.row is not None:
+            self._decoding.remove(take)
+            self._decoder.leave(take.row)
+        elif self._joining is not None and take is self._joining[0]:
+            self._joining = None
+        else:
+            return
+        if (adapter := take.owner.request.adapter) is not None:
+            self._decoder.slots.let_go(adapter.sha256)
+
+    def _drop(self, active: ActiveRequest) -> None:
+        del self._active[active.request.id]
+        for take in active.takes:
+            self._leave(take)
+        self._waiting = deque(take for take in self._waiting if take.owner is not active)
+
+    def _fail(self, takes: list[ActiveTake], error: Exception) -> None:
+        """Ends the requests of these takes; where memory was short, only if they cannot be done with half the rows."""
+        if isinstance(error, torch.AcceleratorError):
+            raise error
+        if _is_short_of_memory(error) and self._rows > 1:
+            self._halve()
+            return
+        for active in {take.owner.request.id: take.owner for take in takes}.values():
+            request, transient = active.request, True
+            if isinstance(error, EngineError):
+                said, transient = str(error), error.transient
+            elif _is_short_of_memory(error):
+                said = f"{self.device} ran out of memory on a clip of {request.duration:g} s."
+            else:
+                logger.error("Request %s failed", request.id, exc_info=error)
+                said = f"Generation failed: {_brief(error)}"
+            if request.id in self._active:
+                self._drop(active)
+                self._updates.append(Failure(request_id=request.id, error=said, transient=transient))
+        self._free_memory()
+
+    def _halve(self) -> None:
+        """Goes on with half the rows. Takes that were in the batch begin again, and come out the same."""
+        logger.warning("%s ran out of memory with %d rows; going on with half of them.", self.device, self._rows)
+        begun = [take for active in self._active.values() for take in active.takes if take.row is not None]
+        again = [take for take in begun if not take.is_decoded]
+        for take in again:
+            self._leave(take)
+            take.restart()
+        self._waiting = deque([*again, *(take for take in self._waiting if take not in again)])
+        self._rows //= 2
+        self._decoder.resize(self._rows)
+
+    def _free_memory(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _perform(self, request: EngineRequest) -> Iterator[Progress | Clip]:
-        started = time.monotonic()
-        done = 0
-
-        def report(stage: str, share: float) -> Progress:
-            fraction = (done + share) / len(request.takes)
-            eta = (time.monotonic() - started) * (1 - fraction) / fraction if fraction else None
-            return Progress(request_id=request.id, fraction=fraction, stage=stage, eta_seconds=eta)
-
-        yield report("encoding", 0)
-        text = self._encode(request.prompt, guided=request.sampling.guidance_scale > 1)
-        codec = self.network.audio_encoder.config
-        samples = round(request.duration * codec.sampling_rate)
-        for done, take in enumerate(request.takes):  # noqa: B007  (read by report)
-            codes = yield from self._decode(text, math.ceil(samples / codec.hop_length), take, request.sampling, report)
-            pcm = yield from self._render(codes, samples, report)
-            yield Clip(
-                request_id=request.id,
-                index=take.index,
-                seed=take.seed,
-                sample_rate=codec.sampling_rate,
-                pcm=pcm,
-            )
-
-    def _encode(self, prompt: str, *, guided: bool) -> torch.Tensor:
-        """The text's hidden states for the decoder, `[rows, tokens, hidden]`; guidance adds a row of zeros."""
+    def _text(self, prompt: str) -> torch.Tensor:
+        """The text's hidden states for the decoder, `[tokens, hidden]`."""
+        if prompt in self._texts:
+            self._texts.move_to_end(prompt)
+            return self._texts[prompt]
         tokens = self._tokenizer(prompt, truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt").input_ids
         text = self.network.text_encoder(tokens.to(self._device)).last_hidden_state
         if hasattr(self.network, "enc_to_dec_proj"):
             text = self.network.enc_to_dec_proj(text)
-        text = text.to(self.network.decoder.dtype)
-        return torch.cat([text, torch.zeros_like(text)]) if guided else text
-
-    def _decode(
-        self, text: torch.Tensor, frames: int, take: Take, sampling: Sampling, report: Report
-    ) -> Generator[Progress, None, torch.Tensor]:
-        """Codes `[codebooks, frames]`. Codebook k of a channel is delayed by k steps, which are padding."""
-        decoder, config = self.network.decoder, self.network.decoder.config
-        rows, books = len(text), torch.arange(config.num_codebooks, device=self._device)
-        delay = books // config.audio_channels
-        steps = frames + config.num_codebooks // config.audio_channels - 1
-        frame = torch.arange(steps, device=self._device)[:, None] - delay
-        due = (frame >= 0) & (frame < frames)
-        grid = torch.full((steps, config.num_codebooks), config.pad_token_id, device=self._device)
-        latest = grid[0]
-        sound = torch.tensor(True, device=self._device)
-        cache = None
-        for step in range(steps):
-            output = decoder(latest.repeat(rows)[:, None], encoder_hidden_states=text, cache=cache, use_cache=True)
-            cache = output.cache
-            logits = output.logits.view(rows, config.num_codebooks, -1).float()
-            if rows == 2:
-                logits = logits[1:] + (logits[:1] - logits[1:]) * sampling.guidance_scale
-            sound &= logits.isfinite().all()
-            latest = grid[step] = grid[step].where(~due[step], draw(logits[0], sampling, take.seed, step))
-            if (step + 1) % STEPS_PER_ADVANCE == 0 or step + 1 == steps:
-                if not sound:
-                    raise EngineError("The model's output is not finite; its weights may be damaged.", transient=True)
-                yield report("decoding", DECODING_SHARE * (step + 1) / steps)
-        return grid[torch.arange(frames, device=self._device) + delay[:, None], books[:, None]]
-
-    def _render(
-        self, codes: torch.Tensor, samples: int, report: Report
-    ) -> Generator[Progress, None, NDArray[np.float32]]:
-        """Audio `[channels, samples]`. The recurrent layer runs over the whole clip, the later layers over chunks."""
-        codec, channels = self.network.audio_encoder, self.network.decoder.config.audio_channels
-        frames, hop = codes.shape[1], codec.config.hop_length
-        hidden = codec.quantizer.decode(torch.stack([codes[channel::channels] for channel in range(channels)], dim=1))
-        widen, recur, *upsample = codec.decoder.layers
-        hidden = recur(widen(hidden))
-        pieces = []
-        for start in range(0, frames, CHUNK_FRAMES):
-            lead = min(start, CONTEXT_FRAMES)
-            piece = hidden[..., start - lead : start + CHUNK_FRAMES + CONTEXT_FRAMES]
-            for layer in upsample:
-                piece = layer(piece)
-            pieces.append(piece[:, 0, lead * hop : (lead + CHUNK_FRAMES) * hop].cpu())
-            yield report("rendering", DECODING_SHARE + (1 - DECODING_SHARE) * min(1, (start + CHUNK_FRAMES) / frames))
-        pcm = torch.cat(pieces, dim=1)[:, :samples].numpy()
-        peak = np.abs(pcm).max()
-        if not np.isfinite(peak):
-            raise EngineError("The audio decoder's output is not finite; its weights may be damaged.", transient=True)
-        return np.asarray(pcm / max(1.0, peak), np.float32)
+        self._texts[prompt] = text[0].to(self.network.decoder.dtype)
+        if len(self._texts) > PROMPTS_REMEMBERED:
+            self._texts.popitem(last=False)
+        return self._texts[prompt]
 
 
 def _read(folder: Path) -> tuple[Any, Any]:
@@ -224,48 +272,24 @@ def _read(folder: Path) -> tuple[Any, Any]:
     return network, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> torch.Tensor:
-    """One token per codebook, `[codebooks]`, from logits `[codebooks, tokens]`; temperature 0 takes the most likely."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    warm = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
-    return (keep(warm, sampling.top_k, sampling.top_p) + gumbel(logits, seed, position)).argmax(-1)
+def _rows(decoder: Any, window: int, device: torch.device) -> int:
+    """How many rows the free memory holds, up to what the device is good for."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    fitting = int(SHARE_OF_MEMORY * free / Decoder.row_bytes(decoder, window)) - 1
+    return max(1, min(MOST_ROWS.get(device.type, 1), fitting))
 
 
-def keep(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Sets the logits of all tokens to -inf, except for those to sample from.
-
-    These are the fewest of the `top_k` most likely tokens whose probabilities add up to `top_p`.
-    """
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        chance = ordered.softmax(-1)
-        surplus = chance.cumsum(-1) - chance >= top_p
-        surplus[..., 0] = False
-        logits = logits.masked_fill(torch.empty_like(surplus).scatter(-1, order, surplus), -torch.inf)
-    return logits
+def _free_memory() -> int:
+    """In bytes, with what the system would give back of its caches."""
+    try:
+        words = Path("/proc/meminfo").read_text().split()
+        return int(words[words.index("MemAvailable:") + 1]) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def gumbel(like: torch.Tensor, seed: int, position: int) -> torch.Tensor:
-    """Gumbel noise `[codebooks, tokens]`: each number is a hash of its seed, position, codebook and token.
-
-    So a seed gives the same draws in any batch.
-    """
-    tokens = torch.arange(like.numel(), device=like.device).view_as(like)
-    bits = _mix(_mix(tokens) ^ _mix(_mix(torch.full_like(tokens, seed)) + position))
-    # fp32 represents 23 bits plus one half exactly. With one more bit the largest would round to 1: infinite noise.
-    uniform = ((bits >> 9).float() + 0.5) / 2**23
-    return -torch.log(-torch.log(uniform))
-
-
-def _mix(number: torch.Tensor) -> torch.Tensor:
-    """A 32-bit hash (lowbias32 of C. Wellons' hash-prospector) in 64-bit integers."""
-    number = number & MASK
-    number = ((number ^ (number >> 16)) * 0x7FEB352D) & MASK
-    number = ((number ^ (number >> 15)) * 0x846CA68B) & MASK
-    return number ^ (number >> 16)
+def _is_short_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
 
 def _brief(error: Exception) -> str:

@@ -1,0 +1,191 @@
+"""LoRA adapters side by side: each takes some columns of shared matrices, and each row of a batch uses its own."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+from msgspec import Struct
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from workers.engine import Adapter, EngineError
+
+COLUMNS: Final = 128
+WIDTHS: Final = 16  # the columns in use are counted in steps of this many
+KEY: Final = re.compile(
+    r"base_model\.model\.(?:decoder\.)?(model\.decoder\.layers\.(\d+)\.((?:self_attn|encoder_attn)\.)?(\w+))"
+    r"\.lora_(A|B)\.weight"
+)
+# Of a layer: the module's name in the library, the matrix it is a part of, and which part of it.
+SITES: Final = {
+    "self_attn.q_proj": ("qkv", 0),
+    "self_attn.k_proj": ("qkv", 1),
+    "self_attn.v_proj": ("qkv", 2),
+    "self_attn.out_proj": ("out", 0),
+    "encoder_attn.q_proj": ("cross_q", 0),
+    "encoder_attn.k_proj": ("cross_kv", 0),
+    "encoder_attn.v_proj": ("cross_kv", 1),
+    "encoder_attn.out_proj": ("cross_out", 0),
+    "fc1": ("fc1", 0),
+    "fc2": ("fc2", 0),
+}
+PARTS: Final = {"qkv": 3, "out": 1, "cross_q": 1, "cross_kv": 2, "cross_out": 1, "fc1": 1, "fc2": 1}
+
+
+class LoraConfig(Struct):
+    """The part of PEFT's adapter_config.json that changes what an adapter computes."""
+
+    r: int
+    lora_alpha: float
+    peft_type: str = "LORA"
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    def rank(self, module: str) -> int:
+        return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.r)
+
+    def scaling(self, module: str) -> float:
+        alpha = self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+class Pair(Struct, frozen=True):
+    """An adapter's addition to one matrix: `down` is `[rank, in]`, `up` `[rank, out]` with the scaling in it."""
+
+    layer: int
+    site: str
+    part: int
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+class Slots:
+    """At most COLUMNS ranks together. Memory is taken when the first adapter comes.
+
+    Where an adapter does not fit, those that no row uses make room, the least recently used first.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], layers: int, like: torch.Tensor) -> None:
+        """`shapes` are out and in of each of a layer's parts; dtype and device are those of `like`."""
+        self._shapes = shapes
+        self._layers = layers
+        self._like = like
+        self.down: dict[str, torch.Tensor] = {}
+        self.up: dict[str, torch.Tensor] = {}
+        # Least recently used first.
+        self._columns: dict[str, range] = {}
+        self._users: dict[str, int] = {}
+
+    def hold(self, adapter: Adapter) -> range | None:
+        """The adapter's columns, kept for a row until `let_go`; None while there is no room. Raises EngineError."""
+        found = self._columns.pop(adapter.sha256, None)
+        if found is None:
+            pairs = read(adapter, self._shapes, self._layers)
+            width = max(len(pair.down) for pair in pairs)
+            if width > COLUMNS:
+                raise EngineError(f"The adapter has rank {width}; a rank of up to {COLUMNS} can be used.")
+            start = self._room(width)
+            if start is None:
+                return None
+            found = range(start, start + width)
+            self._load(pairs, found)
+        self._columns[adapter.sha256] = found
+        self._users[adapter.sha256] = self._users.get(adapter.sha256, 0) + 1
+        return found
+
+    def let_go(self, sha256: str) -> None:
+        self._users[sha256] -= 1
+
+    def _room(self, width: int) -> int | None:
+        """The first column of a gap."""
+        while True:
+            start = 0
+            for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
+                if taken.start - start >= width:
+                    break
+                start = taken.stop
+            if start + width <= COLUMNS:
+                return start
+            idle = next((sha256 for sha256 in self._columns if not self._users[sha256]), None)
+            if idle is None:
+                return None
+            del self._columns[idle]
+
+    def _load(self, pairs: list[Pair], columns: range) -> None:
+        for site, parts in PARTS.items():
+            if site not in self.down:
+                outputs, inputs = self._shapes[site]
+                self.down[site] = self._like.new_zeros(self._layers, parts, COLUMNS, inputs)
+                self.up[site] = self._like.new_zeros(self._layers, parts, COLUMNS, outputs)
+            self.down[site][:, :, columns.start : columns.stop] = 0
+            self.up[site][:, :, columns.start : columns.stop] = 0
+        for pair in pairs:
+            end = columns.start + len(pair.down)
+            self.down[pair.site][pair.layer, pair.part, columns.start : end] = pair.down.to(self._like)
+            self.up[pair.site][pair.layer, pair.part, columns.start : end] = pair.up.to(self._like)
+
+    def addition(
+        self, site: str, layer: int, columns: slice, inputs: torch.Tensor, weight: torch.Tensor | float
+    ) -> torch.Tensor:
+        """`[parts, rows, out]` for inputs `[rows, in]`; `weight` says how much each row takes of each column."""
+        down, up = self.down[site][layer, :, columns], self.up[site][layer, :, columns]
+        if len(down) == 1:
+            return (((inputs @ down[0].T) * weight) @ up[0])[None]
+        return ((inputs @ down.transpose(1, 2)) * weight) @ up
+
+
+def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Pair]:
+    """Of a folder as PEFT writes it. Raises EngineError if it is no LoRA of this decoder."""
+    folder = Path(adapter.folder)
+    try:
+        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=LoraConfig)
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, msgspec.DecodeError, SafetensorError) as error:
+        raise EngineError(f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
+    if (config.peft_type, config.use_dora, config.fan_in_fan_out, config.bias) != ("LORA", False, False, "none"):
+        raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
+    halves: dict[tuple[str, int, str], dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = KEY.fullmatch(name)
+        module = f"{found[3] or ''}{found[4]}" if found else ""
+        if not found or module not in SITES:
+            raise EngineError(
+                f"Adapter {folder.name} has {name}; only the decoder's attention, fc1 and fc2 can be adapted."
+            )
+        layer, (site, _) = int(found[2]), SITES[module]
+        if layer >= layers:
+            raise EngineError(f"Adapter {folder.name} has {name}, but the model has {layers} layers.")
+        outputs, inputs = shapes[site]
+        rank = config.rank(found[1])
+        expected = (rank, inputs) if found[5] == "A" else (outputs, rank)
+        if tuple(tensor.shape) != expected:
+            raise EngineError(
+                f"Adapter {folder.name} does not fit the model: {name} is {list(tensor.shape)}, "
+                f"and {list(expected)} is expected."
+            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise EngineError(f"Adapter {folder.name} is damaged: {name} holds values that are not finite numbers.")
+        halves.setdefault((found[1], layer, module), {})[found[5]] = tensor.float()
+    pairs = []
+    for (path, layer, module), half in halves.items():
+        if len(half) < 2:
+            raise EngineError(f"Adapter {folder.name} is incomplete: {path} has lora_{min(half)} only.")
+        site, part = SITES[module]
+        pairs.append(Pair(layer, site, part, half["A"], half["B"].T * config.scaling(path)))
+    if not pairs:
+        raise EngineError(f"Adapter {folder.name} is empty: it changes no weights.")
+    return pairs
+
+
+def _pattern(patterns: Mapping[str, object], module: str) -> str:
+    """The first key that the end of the module's path matches, as PEFT looks it up."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)

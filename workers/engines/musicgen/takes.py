@@ -1,0 +1,132 @@
+"""Requests and their takes, as the engine works on them."""
+
+import math
+import time
+from typing import Any, Final
+
+import torch
+from msgspec import Struct, field
+
+from workers.engine import Clip, EngineRequest, Progress, Take
+from workers.engines.musicgen.batch import Row
+from workers.engines.musicgen.codec import Rendering
+from workers.engines.musicgen.decoder import Decoder
+
+DECODING_SHARE: Final = 0.95
+# Of a window of 30 s, the last 12 are the prompt of the next one.
+PROMPT_SHARE: Final = 12 / 30
+
+
+class ActiveRequest(Struct, eq=False):
+    """`unsung` takes have no clip yet; `started` is when the first of them began, on the monotonic clock."""
+
+    request: EngineRequest
+    takes: list["ActiveTake"] = field(default_factory=list)
+    unsung: int = 0
+    started: float | None = None
+    fraction: float = 0.0
+
+    def progress(self, stage: str | None = None) -> Progress:
+        """`stage` is worked out where it is not given."""
+        # A take that has to begin again does not take back what was said.
+        self.fraction = max(self.fraction, sum(take.share for take in self.takes) / len(self.takes))
+        eta = None
+        if self.fraction and self.started is not None:
+            eta = (time.monotonic() - self.started) * (1 - self.fraction) / self.fraction
+        decoded = all(take.is_decoded for take in self.takes)
+        stage = stage or ("rendering" if decoded else "decoding")
+        return Progress(request_id=self.request.id, fraction=self.fraction, stage=stage, eta_seconds=eta)
+
+
+class ActiveTake(Struct, eq=False):
+    """`window` is the most frames that the decoder makes at a stretch; `made` frames of `codes` are there."""
+
+    owner: ActiveRequest
+    take: Take
+    network: Any
+    window: int
+    codes: torch.Tensor
+    rendering: Rendering
+    made: int = 0
+    row: Row | None = None
+
+    @property
+    def frames(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def is_decoded(self) -> bool:
+        return self.made == self.frames
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, 0 to 1."""
+        return DECODING_SHARE * self.made / self.frames + (1 - DECODING_SHARE) * self.rendering.share
+
+    @property
+    def can_render(self) -> bool:
+        return not self.rendering.is_done and self.made >= self.rendering.needs
+
+    def next_row(self, text: torch.Tensor, columns: range | None) -> Row:
+        """The next window, which begins with the end of the one before."""
+        request = self.owner.request
+        given = min(self.made, round(self.window * PROMPT_SHARE))
+        start = self.made - given
+        self.row = Row(
+            text=text,
+            frames=min(self.window, self.frames - start),
+            sampling=request.sampling,
+            seed=self.take.seed,
+            offset=start,
+            prompt=self.codes[:, start : self.made] if given else None,
+            columns=columns,
+            scale=request.adapter.scale if request.adapter else 1.0,
+        )
+        return self.row
+
+    def collect(self, row: Row, decoder: Decoder) -> None:
+        """Copies the codes that have come since the last time."""
+        made = row.offset + decoder.made(row)
+        if made > self.made:
+            self.codes[:, self.made : made] = decoder.codes(row, self.made - row.offset, made - row.offset)
+            self.made = made
+
+    def render(self) -> None:
+        self.rendering.render(self.codes[:, self.rendering.kept_from : self.rendering.needs])
+
+    def restart(self) -> None:
+        self.made, self.row = 0, None
+        self.rendering = rendering(self.network, self.owner.request.duration)
+
+    def clip(self) -> Clip:
+        return Clip(
+            request_id=self.owner.request.id,
+            index=self.take.index,
+            seed=self.take.seed,
+            sample_rate=self.network.audio_encoder.config.sampling_rate,
+            pcm=self.rendering.finished(),
+        )
+
+
+def activate(request: EngineRequest, network: Any, window: int, device: torch.device) -> ActiveRequest:
+    """`network` is a MusicgenForConditionalGeneration."""
+    active = ActiveRequest(request, unsung=len(request.takes))
+    for take in request.takes:
+        audio = rendering(network, request.duration)
+        codes = torch.zeros(network.decoder.config.num_codebooks, audio.frames, dtype=torch.int64, device=device)
+        active.takes.append(ActiveTake(active, take, network, window, codes, audio))
+    return active
+
+
+def rendering(network: Any, duration: float) -> Rendering:
+    codec = network.audio_encoder
+    samples = round(duration * codec.config.sampling_rate)
+    frames = math.ceil(samples / codec.config.hop_length)
+    return Rendering(codec, network.decoder.config.audio_channels, frames, samples)
+
+
+def window_frames(max_duration: float, codec: Any, decoder: Any) -> int:
+    """The frames of the model's longest clip, if its table of positions has a place for each of the steps."""
+    most: int = decoder.max_position_embeddings - decoder.num_codebooks // decoder.audio_channels + 1
+    frames: int = math.ceil(round(max_duration * codec.sampling_rate) / codec.hop_length)
+    return min(frames, most)

@@ -1,0 +1,112 @@
+"""The decoder's weights, laid together for fewer and larger products, and shared with the library's own modules."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from msgspec import Struct
+
+TRIED: Final = (1, 2, 4, 8, 16)
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Layer(Struct, frozen=True):
+    self_norm: Change
+    qkv: torch.Tensor
+    out: torch.Tensor
+    cross_norm: Change
+    cross_q: torch.Tensor
+    cross_kv: torch.Tensor
+    cross_out: torch.Tensor
+    final_norm: Change
+    fc1: torch.Tensor
+    activation: Change
+    fc2: torch.Tensor
+
+
+class Weights:
+    """A library for matrices may add up in another order for another number of rows. So that a row's result never
+    depends on its company, products get a multiple of `unit` rows, with zeros behind the real ones.
+    """
+
+    def __init__(self, network: Any, rows: int) -> None:
+        """`network` is a MusicgenForCausalLM, `rows` the most that will be in a batch."""
+        decoder = network.model.decoder
+        self.width = network.config.hidden_size
+        self._table = _shared(list(decoder.embed_tokens))
+        self._heads = _shared(list(network.lm_heads))
+        self._norm = _norm(decoder.layer_norm)
+        self.places = decoder.embed_positions.weights.to(self._table)
+        self.layers = [
+            Layer(
+                self_norm=_norm(layer.self_attn_layer_norm),
+                qkv=_shared([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+                out=layer.self_attn.out_proj.weight.detach(),
+                cross_norm=_norm(layer.encoder_attn_layer_norm),
+                cross_q=layer.encoder_attn.q_proj.weight.detach(),
+                cross_kv=_shared([layer.encoder_attn.k_proj, layer.encoder_attn.v_proj]),
+                cross_out=layer.encoder_attn.out_proj.weight.detach(),
+                final_norm=_norm(layer.final_layer_norm),
+                fc1=layer.fc1.weight.detach(),
+                activation=layer.activation_fn,
+                fc2=layer.fc2.weight.detach(),
+            )
+            for layer in decoder.layers
+        ]
+        square, inner = (self.width, self.width), self.layers[0].fc1.shape[0]
+        self.shapes = {
+            **dict.fromkeys(("qkv", "out", "cross_q", "cross_kv", "cross_out"), square),
+            "fc1": (inner, self.width),
+            "fc2": (self.width, inner),
+        }
+        self.unit = self._smallest_unit(2 * rows)
+
+    def fit(self, x: torch.Tensor) -> torch.Tensor:
+        lacking = -len(x) % self.unit
+        return F.pad(x, (0, 0, 0, lacking)) if lacking else x
+
+    def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Sums the codebooks' embeddings of tokens `[rows, codebooks]`, which count through all codebooks."""
+        return F.embedding(tokens, self._table).sum(1)
+
+    def logits(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        return F.linear(self._norm(x), self._heads)[:rows].float()
+
+    def _smallest_unit(self, most: int) -> int:
+        """The smallest step of row numbers at which all results are alike to the bit; at worst `most` for every batch.
+
+        On a GPU it is that: its matrices are bound by reading the weights, so further rows cost little.
+        """
+        if self.places.device.type != "cpu":
+            return most
+        layer = self.layers[0]
+        matrices = [layer.qkv, layer.out, layer.fc1, layer.fc2, self._heads]
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(most, each.shape[1], generator=generator).to(each) for each in matrices]
+        whole = [F.linear(x, matrix) for x, matrix in zip(inputs, matrices, strict=True)]
+        for unit in TRIED:
+            if all(
+                torch.equal(F.linear(x[:rows], matrix), result[:rows])
+                for rows in range(unit, most, unit)
+                for x, matrix, result in zip(inputs, matrices, whole, strict=True)
+            ):
+                return unit
+        return most
+
+
+def _shared(modules: list[Any]) -> torch.Tensor:
+    """One matrix of all their weights, which from then on are parts of it."""
+    whole = torch.cat([module.weight.detach() for module in modules])
+    start = 0
+    for module in modules:
+        end = start + len(module.weight)
+        module.weight.data = whole[start:end]
+        start = end
+    return whole
+
+
+def _norm(module: Any) -> Change:
+    shape, weight, bias, eps = module.normalized_shape, module.weight.detach(), module.bias.detach(), module.eps
+    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
