@@ -201,6 +201,7 @@ def _facts(state: Json, event: Json) -> Json:
     indexes = range(len(state.get("seeds") or []))
     relation = {0: "current", 1: "next"}
     pairs, left_out = len(state.get("pairs") or []), set(state.get("left_out") or [])
+    adapter = f"{event.get('adapter_name')}:{event.get('adapter_version')}"
     kind = "catch" if event.get("catch") else "pair"
     trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
     return {
@@ -219,6 +220,7 @@ def _facts(state: Json, event: Json) -> Json:
         "known": all(number < pairs for number in event.get("failed", [])),
         "news": not set(event.get("failed", [])) <= left_out,
         "heard": event.get("pair", pairs) < pairs and event.get("pair") not in left_out,
+        "named": event.get("adapter_id") == str(uuid5(NAMESPACE_URL, f"adapter:{adapter}")),
         "trial": event.get("vote_id") == str(uuid5(NAMESPACE_URL, f"abvote:{trial}")),
     }
 
