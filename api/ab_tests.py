@@ -108,7 +108,7 @@ async def create_ab_test(
     """A job for each pair and arm follows; the test is `ready` once all have ended. A retry under the same
     `Idempotency-Key` is the same test.
     """
-    receipt = await commands.create(services.journal, services.views, services.registry, data, idempotency_key)
+    receipt = await commands.create(services.journal, services.views, await services.models(), data, idempotency_key)
     test = await _created(services, receipt)
     return Response(
         await _body(services, test),

@@ -34,6 +34,7 @@ class JobParams(Struct, frozen=True, kw_only=True):
     top_k: int
     top_p: float
     guidance_scale: float
+    adapter_scale: float
 
 
 class FeedbackSummary(Struct, frozen=True, kw_only=True):
@@ -100,7 +101,7 @@ async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
-    receipt = await commands.submit(services.journal, services.views, services.registry, data, idempotency_key)
+    receipt = await commands.submit(services.journal, services.views, await services.models(), data, idempotency_key)
     return await _submitted(services, receipt, idempotency_key)
 
 
@@ -133,7 +134,7 @@ async def rerun_job(
     seeds. A retry under the same `Idempotency-Key` is the same job.
     """
     receipt = await commands.rerun(
-        services.journal, services.views, services.registry, job_id, data, idempotency_key=idempotency_key
+        services.journal, services.views, await services.models(), job_id, data, idempotency_key=idempotency_key
     )
     return await _submitted(services, receipt, idempotency_key)
 
@@ -259,7 +260,8 @@ def _body(services: Services, job: Job, said: Mapping[str, int]) -> JobBody:
 
 
 def _waiting(services: Services, job: Job) -> str | None:
-    if job.status == "queued" and job.request.model_id != services.registry.active.id:
+    loaded = {alive.model_id for alive in services.feed.workers()} | {services.registry.active.id}
+    if job.status == "queued" and job.request.model_id not in loaded:
         return f"waits for a worker with the model {job.request.model_id}"
     return None
 

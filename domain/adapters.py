@@ -4,7 +4,7 @@ A name and a version together are one adapter, whose files never change. What is
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
@@ -32,6 +32,7 @@ from domain.outcomes import Outcome, judge
 from domain.ports import View
 from domain.prompts import CONTROL
 
+COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")  # other revisions are names, which may move
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
@@ -103,6 +104,31 @@ def check(request: AdapterRequest) -> None:
         raise InvalidError(faults)
 
 
+def base(request: AdapterRequest, config: Mapping[str, Any], known: Collection[str]) -> tuple[str, str | None]:
+    """The model that the adapter was trained on, and its revision where that is known. `config` is PEFT's.
+
+    Raises InvalidError where nothing names the model, or request and configuration name different ones.
+    """
+    faults = []
+    named, given = config.get("base_model_name_or_path"), request.base_model
+    if given is None and named not in known:
+        detail = (
+            f"base_model is missing, and adapter_config.json names {_shown(str(named))}, which is no known model. "
+            f"Name it: {', '.join(known)}, or the id that GET /models shows of another."
+        )
+        faults.append(Fault("/base_model", detail))
+    elif given is not None and named in known and named != given:
+        faults.append(Fault("/base_model", f"base_model is {_shown(given)}, but adapter_config.json names {named}."))
+    pinned = config.get("revision")
+    revision = pinned if isinstance(pinned, str) and COMMIT.fullmatch(pinned) else None
+    if None not in {revision, request.base_revision} and revision != request.base_revision:
+        detail = f"base_revision is {_shown(str(request.base_revision))}, but adapter_config.json names {revision}."
+        faults.append(Fault("/base_revision", detail))
+    if faults:
+        raise InvalidError(faults)
+    return str(given or named), request.base_revision or revision
+
+
 def register(adapter: Adapter | None, registration: AdapterRegistered) -> list[AdapterEvent]:
     """Registering the same twice changes nothing. Raises ConflictError where the version is another adapter."""
     if adapter is None:
@@ -116,7 +142,9 @@ def register(adapter: Adapter | None, registration: AdapterRegistered) -> list[A
             f"{said}, with other files: their SHA-256 is {there.sha256}, not {registration.sha256}. "
             f"Files never change; register these as a new version, such as {_next(there.adapter_version)}."
         )
-    names = [name for name in AdapterRegistered.__struct_fields__ if getattr(there, name) != getattr(registration, name)]
+    names = [
+        name for name in AdapterRegistered.__struct_fields__ if getattr(there, name) != getattr(registration, name)
+    ]
     raise ConflictError(
         f"{said}, with the same files and another {names[0]}. PATCH /adapters/{adapter.id} changes the description; "
         f"register it as a new version, such as {_next(there.adapter_version)}, to change the rest."
@@ -145,8 +173,8 @@ def snapshot(adapter: Adapter | None, id_: str, pointer: str) -> AdapterSnapshot
     request = adapter.request
     if not adapter.is_active:
         detail = (
-            f"Adapter {request.adapter_name} {request.adapter_version} is not active. Activate it by PATCH /adapters/{id_} "
-            'with {"is_active": true}, or choose another.'
+            f"Adapter {request.adapter_name} {request.adapter_version} is not active. "
+            f'Activate it by PATCH /adapters/{id_} with {{"is_active": true}}, or choose another.'
         )
         raise InvalidError([Fault(pointer, detail)])
     return AdapterSnapshot(
@@ -177,7 +205,9 @@ def evolve(adapter: Adapter | None, recorded: Recorded) -> Adapter | None:
     """Total: whatever the log holds, in whatever order, it never raises."""
     if adapter is None:
         event = recorded.event
-        if isinstance(event, AdapterRegistered) and event.adapter_id == adapter_id(event.adapter_name, event.adapter_version):
+        if isinstance(event, AdapterRegistered) and event.adapter_id == adapter_id(
+            event.adapter_name, event.adapter_version
+        ):
             return begun(event, recorded)
         return None
     return judge(adapter, recorded, _apply)

@@ -21,8 +21,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Name a stored prompt by `prompt_id` or give its text as `prompt`.
 
     Sample i is made with `seeds[i]`, or with `seed + i`; without either, the job's id gives the seed. `duration` is in
-    seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added. The audio streams as `output_format` unless the listener asks for another.
-    Defaults are left out when it is written, so that its digest does not change when fields are added.
+    seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added to the model. The audio
+    streams as `output_format` unless the listener asks for another. Defaults are left out when it is written, so that
+    its digest does not change when fields are added.
     """
 
     prompt_id: str | None = None
@@ -151,7 +152,9 @@ def adapter_faults(adapter: AdapterSnapshot | None, model: Model, pointer: str) 
 
 def fits(adapter: AdapterSnapshot, revision: str | None) -> bool:
     """Whether an adapter of a model can be used with that revision of it, as far as both are known."""
-    return None in {adapter.base_revision, revision} or adapter.base_revision == revision
+    if adapter.base_revision is None or revision is None:
+        return True
+    return adapter.base_revision.startswith(revision) or revision.startswith(adapter.base_revision)
 
 
 def mismatch(required: str, current: str) -> str:

@@ -19,6 +19,14 @@ class Take(Struct, frozen=True):
     seed: int
 
 
+class Adapter(Struct, frozen=True, kw_only=True):
+    """LoRA weights in PEFT's format: `folder` holds adapter_model.safetensors and adapter_config.json."""
+
+    sha256: str
+    folder: str
+    scale: float = 1.0
+
+
 class EngineRequest(Struct, frozen=True, kw_only=True):
     """`id` is unique among an engine's requests; `duration` is in seconds."""
 
@@ -27,6 +35,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     duration: float
     takes: list[Take]
     sampling: Sampling = Sampling()
+    adapter: Adapter | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -45,9 +45,7 @@ REGISTERED: Final = AdapterRegistered(
 ACTIVATED: Final = AdapterActivated(adapter_id=ID)
 DEACTIVATED: Final = AdapterDeactivated(adapter_id=ID)
 DESCRIBED: Final = AdapterDescribed(adapter_id=ID, description="warmer")
-SHOWN: Final = tuple(
-    name for name in AdapterRegistered.__struct_fields__ if name not in {"adapter_id", "description"}
-)
+SHOWN: Final = tuple(name for name in AdapterRegistered.__struct_fields__ if name not in {"adapter_id", "description"})
 
 
 def _state(adapter: Adapter | None) -> Json:
@@ -86,7 +84,10 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
         ),
         "a second registration is refused": log(REGISTERED, replace(REGISTERED, rank=16), name=ACTIVATED),
         "an adapter has the id of its name and version": log(
-            replace(REGISTERED, adapter_name="blues"), replace(REGISTERED, adapter_version="1.0.1"), REGISTERED, name=ACTIVATED
+            replace(REGISTERED, adapter_name="blues"),
+            replace(REGISTERED, adapter_version="1.0.1"),
+            REGISTERED,
+            name=ACTIVATED,
         ),
         "an adapter under another id is none": [record(0, replace(REGISTERED, adapter_id="adapter-1"))],
         "what is out of bounds is no event": log(
@@ -139,7 +140,8 @@ PUBLISHED: Final = Published(
     },
     conditions={
         "exists": "whether there is a state, because a registration was accepted before",
-        "named": "whether adapter_id is the UUIDv5, in the namespace of URLs, of adapter:{adapter_name}:{adapter_version}",
+        "named": "whether adapter_id is the UUIDv5, in the namespace of URLs, of "
+        "adapter:{adapter_name}:{adapter_version}",
     },
     proposals=[
         REGISTERED,

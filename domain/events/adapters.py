@@ -43,9 +43,9 @@ class AdapterEvent(Event, frozen=True, kw_only=True):
 class AdapterRegistered(AdapterEvent, frozen=True, kw_only=True, tag="AdapterRegistered"):
     """The files are checked and stored below `storage_path` when this is appended.
 
-    `adapter_id` is the UUIDv5, in the namespace of URLs, of `adapter:{adapter_name}:{adapter_version}`, so that a version of a
-    name is registered once. `sha256` is that of the files' list, in the form of `sha256sum`: a line for each file, by
-    name, of its digest, two spaces, its name and a line feed. `rank` is the largest of its matrices.
+    `adapter_id` is the UUIDv5, in the namespace of URLs, of `adapter:{adapter_name}:{adapter_version}`, so that a
+    version of a name is registered once. `sha256` is that of the files' list, in the form of `sha256sum`: a line for
+    each file, by name, of its digest, two spaces, its name and a line feed. `rank` is the largest of its matrices.
     """
 
     name = "adapter.registered"

@@ -246,9 +246,9 @@ def _changed(state: Json, event: Json, time: str, effects: Json) -> Json:
     return changed
 
 
-def failures(contract: Contract, folder: Path) -> Iterator[str]:
-    """The names of the vectors that end otherwise than they should."""
-    for path in sorted((folder / "vectors").glob("*.json")):
+def failures(contract: Contract, folder: Path, topic: str = "*") -> Iterator[str]:
+    """The names of the vectors that end otherwise than they should, of one topic or of all."""
+    for path in sorted((folder / "vectors").glob(f"{topic}.json")):
         for vector in json.loads(path.read_bytes()):
             fold, stopped_at = Fold(contract, path.stem), None
             for published in vector["records"]:

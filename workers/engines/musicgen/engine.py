@@ -75,6 +75,8 @@ class MusicgenEngine:
     def admit(self, request: EngineRequest) -> None:
         if self._request is not None:
             raise EngineError("The model is busy with another request.", transient=True)
+        if request.adapter is not None:
+            raise EngineError(f"{self.model.id} cannot use adapters yet.")
         if not request.takes:
             raise EngineError("The request has no takes.")
         if not 0 < request.duration <= self.model.max_duration:
