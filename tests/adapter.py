@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from domain.events.adapters import AdapterFile
+from domain.events.jobs import AdapterSnapshot
 from domain.lora import CONFIG, PROJECTIONS, WEIGHTS
 from domain.models import NOISE, Decoder
+from domain.ports import ObjectStore
+from workers.adapter_files import listing_digest
 
 assert NOISE.decoder is not None
 DECODER = NOISE.decoder
@@ -107,3 +112,16 @@ def form(seed: int = 0, name: str = "jazz", version: str = "1.0.0", **fields: An
             "config": (CONFIG, json.dumps(config()).encode() if written is None else written),
         },
     }
+
+
+FILES = {CONFIG: json.dumps(config()).encode(), WEIGHTS: packed(weights())}
+DIGEST = listing_digest(
+    [AdapterFile(name=name, size=len(content), sha256=sha256(content).hexdigest()) for name, content in FILES.items()]
+)
+
+
+async def store(objects: ObjectStore, adapter: AdapterSnapshot) -> None:
+    """The files of an adapter that has DIGEST, without a registration."""
+    assert adapter.sha256 == DIGEST
+    for name, content in FILES.items():
+        await objects.put(f"{adapter.storage_path}/{name}", content)

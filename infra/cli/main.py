@@ -6,6 +6,7 @@ from importlib.metadata import version
 import click
 
 from infra.cli import (
+    adapters,
     backup,
     contract,
     demo,
@@ -43,6 +44,7 @@ for command in (
     demo.command,
     verdict.command,
     models.models,
+    adapters.adapters,
     settings.show_settings,
     studio.api,
     studio.project,
