@@ -69,7 +69,8 @@ async def test_it_is_fetched_once_however_many_ask_and_found_again_after_a_start
     assert (await used(later, adapter), objects.reads) == (paths[0], 2)
     beside = AdapterFiles(objects, tmp_path / "cache")
     assert (await used(beside, adapter)).parent != paths[0].parent, "no two processes share a folder"
-    later.close(), beside.close()
+    later.close()
+    beside.close()
 
 
 async def test_the_least_recently_used_makes_room_and_what_is_used_stays(objects: Counting, tmp_path: Path) -> None:

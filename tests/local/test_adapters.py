@@ -75,7 +75,7 @@ async def test_an_adapter_has_the_documented_fields(parts: Parts) -> None:
     assert body["size"] == sum(file["size"] for file in body["files"])
     assert answer.headers["Location"] == f"/adapters/{JAZZ}"
     assert answer.headers["X-Event-Position"] == "adapters/0/0"
-    lineage = {"dataset": "d1", "positions": None, "feedback_count": 0, "ab_tests": []}
+    lineage: dict[str, Any] = {"dataset": "d1", "positions": None, "feedback_count": 0, "ab_tests": []}
     assert await get(parts, f"/adapters/{JAZZ}") == {**body, "lineage": lineage}
     assert (await get(parts, "/adapters"))["items"] == [body]
 
@@ -348,6 +348,9 @@ async def test_scenario_generate_for_ab_test(parts: Parts) -> None:
     assert {name: answer.json()[name] for name in arms} == arms
     for adapter in (one, two):
         assert (await get(parts, f"/adapters/{adapter['id']}"))["lineage"]["ab_tests"] == [answer.json()["id"]]
+        listed = await get(parts, "/ab-tests", adapter_id=adapter["id"])
+        assert [test["id"] for test in listed["items"]] == [answer.json()["id"]]
+    assert (await get(parts, "/ab-tests", adapter_id="another"))["items"] == []
 
 
 async def test_scenario_compare_samples_with_different_adapters(parts: Parts) -> None:
