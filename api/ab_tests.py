@@ -108,7 +108,7 @@ async def create_ab_test(
     """A job for each pair and arm follows; the test is `ready` once all have ended. A retry under the same
     `Idempotency-Key` is the same test.
     """
-    receipt = await commands.create(services.journal, services.views, services.registry, data, idempotency_key)
+    receipt = await commands.create(services.journal, services.views, await services.models(), data, idempotency_key)
     test = await _created(services, receipt)
     return Response(
         await _body(services, test),
@@ -122,14 +122,15 @@ async def list_ab_tests(
     services: Injected,
     *,
     status: FromQuery[str | None] = None,
+    adapter_id: FromQuery[str | None] = None,
     limit: FromQuery[int] = 50,
     offset: FromQuery[int] = 0,
     cursor: FromQuery[str | None] = None,
 ) -> Page[ABTestItem]:
-    """Newest first, without their pairs."""
+    """Newest first, without their pairs. `adapter_id` may be either arm's."""
     if status is not None and status not in get_args(Status):
         raise InvalidError([Fault("/status", f"status is {status!r}; it is one of {', '.join(get_args(Status))}.")])
-    query = pages.query(limit, offset, cursor, equal={"status": status})
+    query = pages.query(limit, offset, cursor, equal={"status": status, "adapter_id": adapter_id})
     found = await pages.page(services.views, AB_TESTS, query, lambda test: test)
     # The others say themselves which pairs they have lost.
     generating = [ident for test in found.items if test.ready_at is None for ident in job_ids(test)]

@@ -8,7 +8,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import YamlRenderPlugin
 from msgspec import Struct
 
-from api import asyncapi, audio, comparison, documentation, health, job_audio, job_events, models, trials
+from api import asyncapi, audio, comparison, documentation, health, job_audio, job_events, trials
 from api.http.admission import admit
 from api.http.bodies import JsonRequest
 from api.http.entrance import Entrance
@@ -30,7 +30,7 @@ class Index(Struct, frozen=True, kw_only=True):
 
 @get("/", operation_id="getIndex", tags=["health"])
 async def index(services: Injected) -> Index:
-    active = services.registry.active
+    active = (await services.models()).active
     return Index(version=version("text2song-studio"), model=active.id, notice=active.notice)
 
 
@@ -42,7 +42,6 @@ def create_app(services: Services, hosts: AllowedHosts) -> Entrance:
         audio,
         comparison,
         trials,
-        models,
         asyncapi,
         health,
     ]

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from functools import partial
 from typing import Final, get_args
@@ -34,6 +34,7 @@ class JobParams(Struct, frozen=True, kw_only=True):
     top_k: int
     top_p: float
     guidance_scale: float
+    adapter_scale: float
 
 
 class FeedbackSummary(Struct, frozen=True, kw_only=True):
@@ -100,7 +101,7 @@ async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
-    receipt = await commands.submit(services.journal, services.views, services.registry, data, idempotency_key)
+    receipt = await commands.submit(services.journal, services.views, await services.models(), data, idempotency_key)
     return await _submitted(services, receipt, idempotency_key)
 
 
@@ -133,7 +134,7 @@ async def rerun_job(
     seeds. A retry under the same `Idempotency-Key` is the same job.
     """
     receipt = await commands.rerun(
-        services.journal, services.views, services.registry, job_id, data, idempotency_key=idempotency_key
+        services.journal, services.views, await services.models(), job_id, data, idempotency_key=idempotency_key
     )
     return await _submitted(services, receipt, idempotency_key)
 
@@ -232,17 +233,18 @@ async def bodies(services: Services, jobs: Sequence[Job]) -> list[JobBody]:
     topics = services.journal.log.topics
     partitions = {name: topic.partitions for name, topic in topics.items()}
     said = await figures.of_jobs(services.views, jobs, partitions)
-    return [_body(services, job, counts) for job, counts in zip(jobs, said, strict=True)]
+    loaded = {alive.model_id for alive in services.feed.workers()} | {services.registry.active.id}
+    return [_body(services, job, counts, loaded) for job, counts in zip(jobs, said, strict=True)]
 
 
-def _body(services: Services, job: Job, said: Mapping[str, int]) -> JobBody:
+def _body(services: Services, job: Job, said: Mapping[str, int], loaded: Set[str]) -> JobBody:
     request = job.request
     live = services.feed.progress(job.id, job.attempt) if job.status == "processing" else None
     made = len(job.samples) / len(request.seeds)
     params = asdict(request.sampling) | asdict(request) | {"num_samples": len(request.seeds)}
     computed = {
         "progress": round(100 * max(made, live.fraction if live else 0.0), 1),
-        "stage": live.stage if live else _waiting(services, job),
+        "stage": live.stage if live else _waiting(job, loaded),
         "eta_seconds": live.eta_seconds if live else None,
         "sample_ids": [sample.event.sample_id for sample in job.audible],
         "adapter_id": request.adapter.id if request.adapter else None,
@@ -258,8 +260,8 @@ def _body(services: Services, job: Job, said: Mapping[str, int]) -> JobBody:
     return convert(asdict(request) | asdict(job) | computed, JobBody, from_attributes=True)
 
 
-def _waiting(services: Services, job: Job) -> str | None:
-    if job.status == "queued" and job.request.model_id != services.registry.active.id:
+def _waiting(job: Job, loaded: Set[str]) -> str | None:
+    if job.status == "queued" and job.request.model_id not in loaded:
         return f"waits for a worker with the model {job.request.model_id}"
     return None
 

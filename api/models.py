@@ -1,17 +1,101 @@
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from litestar import get
+from litestar import Response, get, patch
+from litestar.params import JSONBody
+from msgspec import Struct, convert
+from msgspec.structs import asdict
 
+from api.http import positions
 from api.http.pages import Page
+from api.http.positions import CURRENT
 from api.http.services import Injected
-from domain.models import Model
+from commands import models as commands
+from domain.events.jobs import MAX_SAMPLES, RANGES, Sampling
+from domain.generation import DEFAULT_DURATION
+from domain.models import MIN_DURATION, Model, Registry
 
 
-@get("/models", operation_id="listModels", tags=["models"])
-async def list_models(services: Injected) -> Page[Model]:
-    """Every supported model with its limits; the active one is what jobs are made with."""
-    models = list(services.registry.models)
+class Parameter(Struct, frozen=True, kw_only=True):
+    """Both ends are within."""
+
+    default: float
+    minimum: float
+    maximum: float
+
+
+class ModelBody(Struct, frozen=True, kw_only=True):
+    """`is_active` marks the model that requests get which name none, `is_loaded` those that live workers have;
+    `workers` counts these, and `capacity` is how much they make at once, null where one of them does not say.
+
+    Durations are in seconds; `parameters` are those of `POST /generate`.
+    """
+
+    id: str
+    family: str
+    revision: str | None
+    max_duration: float
+    max_extended_duration: float
+    sample_rate: int
+    channels: int
+    vram_gb: float
+    capabilities: list[str]
+    parameters: dict[str, Parameter]
+    license: str
+    notice: str | None
+    is_active: bool
+    is_loaded: bool
+    workers: int
+    capacity: int | None
+
+
+class ModelChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model_id: str
+
+
+@get("/models", operation_id="listModels", opt=CURRENT, tags=["models"])
+async def list_models(services: Injected) -> Page[ModelBody]:
+    """Every supported model with its limits, the active one first, and those that live workers have loaded."""
+    models = bodies(await services.models())
     return Page(items=models, total=len(models), limit=len(models), offset=0, next_cursor=None)
 
 
-ROUTES: Final = (list_models,)
+@patch("/models/active", operation_id="activateModel", opt=CURRENT, tags=["models"])
+async def activate_model(services: Injected, data: JSONBody[ModelChange]) -> Response[ModelBody]:
+    """Makes a model that a worker has loaded the one that requests get which name none, in every API process."""
+    registry = await services.models()
+    receipt = await commands.activate(services.journal, services.views, registry, data.model_id)
+    await services.views.show(receipt.positions)
+    active = bodies(registry.now(data.model_id, services.feed.workers()))[0]
+    return Response(active, headers=positions.headers(*receipt.positions))
+
+
+ROUTES: Final = (list_models, activate_model)
+
+
+def bodies(registry: Registry) -> list[ModelBody]:
+    return [_body(registry, model) for model in registry.models]
+
+
+def _body(registry: Registry, model: Model) -> ModelBody:
+    workers = registry.workers.get(model.id, [])
+    capacities = [alive.capacity for alive in workers if alive.capacity is not None]
+    computed: dict[str, Any] = {
+        "parameters": _parameters(model),
+        "is_loaded": bool(workers),
+        "workers": len(workers),
+        "capacity": sum(capacities) if workers and len(capacities) == len(workers) else None,
+    }
+    return convert(asdict(model) | computed, ModelBody)
+
+
+def _parameters(model: Model) -> dict[str, Parameter]:
+    defaults = {**asdict(Sampling()), "priority": 0, "adapter_scale": 1}
+    parameters = {name: _parameter(defaults[name], RANGES[name]) for name in RANGES}
+    parameters["duration"] = _parameter(min(DEFAULT_DURATION, model.max_duration), (MIN_DURATION, model.max_extended_duration))
+    parameters["num_samples"] = _parameter(1, (1, MAX_SAMPLES))
+    return parameters
+
+
+def _parameter(default: float, bounds: Sequence[float]) -> Parameter:
+    return Parameter(default=default, minimum=bounds[0], maximum=bounds[1])

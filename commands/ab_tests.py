@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from commands.jobs import adapter
+from commands.jobs import find_adapter
 from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
 from domain import ab_tests, pairing
 from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, job_id, vote_id
@@ -47,6 +47,9 @@ async def create(
     ab_test_id, request_digest = identify(journal, "abtest", owner, idempotency_key), digest(request)
     test = None if idempotency_key is None else await load(views, AB_TESTS, ab_test_id)
     stored = {} if test else await views.get(PROMPTS, request.prompt_ids or [])
+    adapter_a, adapter_b = [
+        await find_adapter(views, None if test else id_) for id_ in (request.adapter_a, request.adapter_b)
+    ]
 
     def created() -> ABTestCreated:
         pairing.check(request)
@@ -57,7 +60,7 @@ async def create(
             ab_test_id=ab_test_id,
             stored=stored,
             registry=registry,
-            adapters=(adapter(request.adapter_a), adapter(request.adapter_b)),
+            adapters=(adapter_a("/adapter_a"), adapter_b("/adapter_b")),
             digest=request_digest,
         )
 

@@ -1,5 +1,9 @@
+from collections.abc import Callable
+from functools import partial
+
 from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
-from domain import generation, jobs, prompts
+from domain import adapters, generation, jobs, prompts
+from domain.adapters import ADAPTERS
 from domain.errors import Fault, InvalidError, NotFoundError
 from domain.events.jobs import AdapterSnapshot, JobSubmitted
 from domain.events.prompts import PromptAttributes, PromptCreated
@@ -8,6 +12,7 @@ from domain.idempotency import digest
 from domain.jobs import JOBS
 from domain.journal import Journal
 from domain.models import Registry
+from domain.ports import Reader
 from domain.prompts import PROMPTS, Prompt, PromptRequest
 
 
@@ -28,6 +33,7 @@ async def submit(
     job = None if idempotency_key is None else await load(views, JOBS, job_id)
     is_new = idempotency_key is None and request.prompt_id is None
     prompt = None if is_new else await load(views, PROMPTS, prompt_id)
+    adapter = await find_adapter(views, request.adapter_id if job is None else None)
 
     def submitted() -> JobSubmitted:
         _check(request, prompt)
@@ -38,7 +44,7 @@ async def submit(
             text=prompt.text if prompt else request.prompt or "",
             attributes=prompt.attributes if prompt else PromptAttributes(),
             registry=registry,
-            adapter=adapter(request.adapter_id),
+            adapter=adapter("/adapter_id"),
             digest=request_digest,
         )
 
@@ -78,11 +84,14 @@ async def delete(journal: Journal, views: Views, job_id: str) -> Receipt:
     return await transact(journal, views, JOBS, job_id, lambda job: jobs.delete(job, job_id))
 
 
-def adapter(adapter_id: str | None) -> AdapterSnapshot | None:
-    """The adapter as it is now; None is the base model. Raises NotFoundError: none can be registered yet."""
-    if adapter_id is not None:
-        raise NotFoundError("adapter", adapter_id)
-    return None
+async def find_adapter(views: Reader, adapter_id: str | None) -> Callable[[str], AdapterSnapshot | None]:
+    """What gives the adapter as it is now, for a request that names it at a pointer; None is the base model.
+
+    That raises NotFoundError, and InvalidError for an adapter that is not active.
+    """
+    if adapter_id is None:
+        return lambda _: None
+    return partial(adapters.snapshot, await load(views, ADAPTERS, adapter_id), adapter_id)
 
 
 def _check(request: GenerationRequest, prompt: Prompt | None) -> None:

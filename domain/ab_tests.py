@@ -71,7 +71,16 @@ class Vote(Struct, frozen=True, kw_only=True):
     position: int
 
 
-AB_TESTS: Final = View("abtests", ABTest, fields=lambda test: {"status": test.status}, filters=("status",))
+AB_TESTS: Final = View(
+    "abtests",
+    ABTest,
+    fields=lambda test: {
+        "status": test.status,
+        "adapter_id": tuple(dict.fromkeys(arm.id for arm in (test.request.adapter_a, test.request.adapter_b) if arm)),
+    },
+    filters=("status", "adapter_id"),
+    several=("adapter_id",),
+)
 AB_VOTES: Final = View(
     "ab_votes", Vote, fields=lambda vote: {"ab_test_id": vote.event.ab_test_id}, filters=("ab_test_id",)
 )

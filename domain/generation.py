@@ -21,8 +21,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Name a stored prompt by `prompt_id` or give its text as `prompt`.
 
     Sample i is made with `seeds[i]`, or with `seed + i`; without either, the job's id gives the seed. `duration` is in
-    seconds, by default the prompt's own. The audio streams as `output_format` unless the listener asks for another.
-    Defaults are left out when it is written, so that its digest does not change when fields are added.
+    seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added to the model. The audio
+    streams as `output_format` unless the listener asks for another. Defaults are left out when it is written, so that
+    its digest does not change when fields are added.
     """
 
     prompt_id: str | None = None
@@ -44,6 +45,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     campaign_id: str | None = None
     brief_id: str | None = None
     collection: str | None = None
+    adapter_scale: float = 1.0
 
 
 class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +74,7 @@ class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     campaign_id: str | UnsetType | None = UNSET
     brief_id: str | UnsetType | None = UNSET
     collection: str | UnsetType | None = UNSET
+    adapter_scale: float | UnsetType = UNSET
 
 
 def rerun(job: JobSubmitted, changes: Rerun) -> GenerationRequest:
@@ -80,6 +83,9 @@ def rerun(job: JobSubmitted, changes: Rerun) -> GenerationRequest:
     kept = {name: getattr(job, name) for name in ("prompt_id", "model_id", "duration", "output_format", "priority")}
     kept |= {name: getattr(job, name) for name in ("user_id", *LABELS)} | asdict(job.sampling)
     kept |= {"num_samples": len(job.seeds), "adapter_id": job.adapter.id if job.adapter else None}
+    # Of another adapter, or of none, nobody has chosen how much.
+    if changed.get("adapter_id", kept["adapter_id"]) == kept["adapter_id"]:
+        kept["adapter_scale"] = job.adapter_scale
     if changed.get("prompt") is not None:
         del kept["prompt_id"]
     if changed.pop("same_seeds"):
@@ -135,8 +141,24 @@ def worded(text: str, attributes: PromptAttributes, model: Model, registry: Regi
 
 
 def adapter_faults(adapter: AdapterSnapshot | None, model: Model, pointer: str) -> Iterator[Fault]:
-    if adapter is not None and adapter.base_model != model.id:
-        yield Fault(pointer, f"Adapter requires {adapter.base_model} but current model is {model.id}")
+    if adapter is None:
+        return
+    if adapter.base_model != model.id:
+        yield Fault(pointer, mismatch(adapter.base_model, model.id))
+    elif not fits(adapter, model.revision):
+        required, current = (f"{model.id}@{revision}" for revision in (adapter.base_revision, model.revision))
+        yield Fault(pointer, mismatch(required, current))
+
+
+def fits(adapter: AdapterSnapshot, revision: str | None) -> bool:
+    """Whether an adapter of a model can be used with that revision of it, as far as both are known."""
+    if adapter.base_revision is None or revision is None:
+        return True
+    return adapter.base_revision.startswith(revision) or revision.startswith(adapter.base_revision)
+
+
+def mismatch(required: str, current: str) -> str:
+    return f"Adapter requires {required} but current model is {current}"
 
 
 def bound_faults(request: GenerationRequest, model: Model, duration: float) -> Iterator[Fault]:
@@ -156,6 +178,9 @@ def bound_faults(request: GenerationRequest, model: Model, duration: float) -> I
         value = getattr(request, name)
         if not low <= value <= high:
             yield Fault(f"/{name}", f"{name} is {plain(value)}; it must be from {plain(low)} to {plain(high)}.")
+    if request.adapter_id is None and request.adapter_scale != 1:
+        detail = f"adapter_scale is {plain(request.adapter_scale)}, but there is no adapter_id; give both or neither."
+        yield Fault("/adapter_scale", detail)
     if request.top_p == 0:
         yield Fault("/top_p", "top_p is 0, which would leave no token to draw; 1 keeps all of them.")
     for name in ("user_id", *LABELS):

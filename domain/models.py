@@ -1,16 +1,28 @@
-"""The model registry: what each base model can do, and the limits a request is held to."""
+"""The model registry: what each base model can do, the limits a request is held to, and the choice of the default."""
 
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import Struct, convert
+from msgspec.structs import asdict, replace
 
 from domain.errors import Fault, InvalidError
+from domain.events import Recorded
+from domain.events.models import TOPIC, ModelActivated
+from domain.events.progress import LoadedModel, WorkerAlive
+from domain.ports import View
 from domain.reading import Reader, warnings
 
 MIN_DURATION: Final = 0.5
 LONGEST: Final = 300.0
+
+
+class Decoder(Struct, frozen=True, kw_only=True):
+    """The sizes that an adapter's weights have to fit: layers, their width, and that of their inner step."""
+
+    layers: int
+    hidden: int
+    inner: int
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -19,7 +31,7 @@ class Model(Struct, frozen=True, kw_only=True):
     Longer clips, of up to `max_extended_duration` seconds, are made in windows that overlap: each continues the last.
 
     `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be told before
-    hearing it.
+    hearing it; `decoder` is None where its sizes are not known.
     """
 
     id: str
@@ -34,6 +46,7 @@ class Model(Struct, frozen=True, kw_only=True):
     revision: str | None = None
     is_active: bool = False
     notice: str | None = None
+    decoder: Decoder | None = None
 
 
 NANO: Final = Model(
@@ -47,6 +60,7 @@ NANO: Final = Model(
     capabilities=["text-to-music"],
     license="Apache-2.0",
     notice="This model is tiny and learnt from synthesised songs alone: it sketches what is asked for.",
+    decoder=Decoder(layers=6, hidden=256, inner=768),
 )
 
 NOISE: Final = Model(
@@ -60,7 +74,15 @@ NOISE: Final = Model(
     capabilities=["text-to-music"],
     license="Apache-2.0",
     notice="This model has random weights: what it makes is noise for checking the wiring, not music.",
+    decoder=Decoder(layers=2, hidden=64, inner=128),
 )
+
+
+SIZES: Final = {
+    "small": Decoder(layers=24, hidden=1024, inner=4096),
+    "medium": Decoder(layers=48, hidden=1536, inner=6144),
+    "large": Decoder(layers=48, hidden=2048, inner=8192),
+}
 
 
 def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
@@ -74,6 +96,7 @@ def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
         vram_gb=vram_gb,
         capabilities=["text-to-music"],
         license="CC-BY-NC-4.0",
+        decoder=SIZES[name.removeprefix("stereo-")],
     )
 
 
@@ -89,34 +112,119 @@ KNOWN: Final = (
 )
 
 
-class Registry:
-    """The known models, one of which is active: the one that workers have loaded, whose prompts `reader` reads."""
+WORKING: Final = frozenset({"ready", "busy"})
+CHOICE: Final = "default"  # the id of the studio's one choice
 
-    def __init__(self, active: Model, known: Sequence[Model] = KNOWN, reader: Reader | None = None) -> None:
+
+class ModelChoice(Struct, frozen=True, kw_only=True):
+    """The model that requests get which name none."""
+
+    id: str
+    model_id: str
+    created_at: str
+    updated_at: str
+    partition: int
+    position: int
+
+
+MODEL_CHOICES: Final = View(TOPIC.name, ModelChoice)
+
+
+def activate(choice: ModelChoice | None, model_id: str) -> list[ModelActivated]:
+    if choice is not None and choice.model_id == model_id:
+        return []
+    return [ModelActivated(choice_id=CHOICE, model_id=model_id)]
+
+
+def evolve(choice: ModelChoice | None, recorded: Recorded) -> ModelChoice | None:
+    at = recorded.position
+    if choice is not None and at.offset <= choice.position:
+        return choice
+    match recorded.event:
+        case ModelActivated(choice_id=id_, model_id=model_id):
+            return ModelChoice(
+                id=id_,
+                model_id=model_id,
+                created_at=choice.created_at if choice else recorded.time,
+                updated_at=recorded.time,
+                partition=at.partition,
+                position=at.offset,
+            )
+    return None if choice is None else replace(choice, position=at.offset)
+
+
+class Registry:
+    """The known models, one of which is active: the one that requests get which name none.
+
+    `reader` reads the prompts of the model that this process was started with. `workers` are those that live: what they
+    have loaded may be asked for by name.
+    """
+
+    def __init__(
+        self,
+        start: Model,
+        known: Sequence[Model] = KNOWN,
+        reader: Reader | None = None,
+        *,
+        workers: Sequence[WorkerAlive] = (),
+        chosen: str | None = None,
+    ) -> None:
+        """`start` is active unless another one that is known was chosen."""
+        self._start = start
+        self._known = known
         self._reader = reader
-        self.active = replace(active, is_active=True)
-        self.models = (self.active, *(model for model in known if model.id != active.id))
+        self.workers: dict[str, list[WorkerAlive]] = {}
+        for alive in workers:
+            if alive.state in WORKING:
+                self.workers.setdefault(alive.model_id, []).append(alive)
+        models = {start.id: start, **{model.id: model for model in known if model.id != start.id}}
+        for id_, working in self.workers.items():
+            if loaded := working[-1].model:
+                models[id_] = _told(models.get(id_), id_, loaded)
+        self.active = replace(models.pop(chosen if chosen in models else start.id), is_active=True)
+        self.models = (self.active, *models.values())
+
+    def now(self, chosen: str | None, workers: Sequence[WorkerAlive]) -> "Registry":
+        return Registry(self._start, self._known, self._reader, workers=workers, chosen=chosen)
+
+    def find(self, model_id: str) -> Model | None:
+        return next((model for model in self.models if model.id == model_id), None)
 
     def usable(self, model_id: str | None) -> Model:
         """The model to generate with, None meaning the active one. Raises InvalidError for any that is not loaded."""
         if model_id is None or model_id == self.active.id:
             return self.active
-        if any(model.id == model_id for model in self.models):
+        model = self.find(model_id)
+        if model is not None and model_id in self.workers:
+            return model
+        if model is not None:
             detail = (
-                f"Model {model_id} is not active; the active model is {self.active.id}. "
-                f"Leave model_id out, or start the studio with TEXT2SONG_MODEL={model_id}."
+                f"Model {model_id} is not active; the active model is {self.active.id}, and no worker has the other "
+                f"one loaded. Leave model_id out, or start the studio or a worker with TEXT2SONG_MODEL={model_id}."
             )
         else:
             names = ", ".join(model.id for model in self.models)
             detail = f"Model {model_id} is unknown; the active model is {self.active.id}, the known ones are {names}."
         raise InvalidError([Fault("/model_id", detail)])
 
+    def activable(self, model_id: str) -> Model:
+        """The model, if a worker has it, or if it was active at the start. Raises InvalidError."""
+        start = self.find(self._start.id) if model_id == self._start.id else None
+        return start or self.usable(model_id)
+
     def warnings(self, model: Model, prompt: str) -> list[str]:
         """What the model does not read of a prompt, as far as that is known here."""
-        if self._reader is None or model.id != self.active.id:
+        if self._reader is None or model.id != self._start.id:
             return []
         return warnings(model.id, self._reader(prompt))
 
     def notice(self, model_id: str) -> str | None:
         """What a listener must be told before hearing this model."""
         return next((model.notice for model in self.models if model.id == model_id), None)
+
+
+def _told(known: Model | None, id_: str, loaded: LoadedModel) -> Model:
+    """A model as its workers tell of it, where this process does not know better."""
+    if known is None:
+        return convert({**asdict(loaded), "id": id_, "capabilities": ["text-to-music"]}, Model)
+    return replace(known, revision=known.revision or loaded.revision)

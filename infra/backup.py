@@ -1,26 +1,26 @@
 """A copy of a studio's data folder, taken while the studio runs, and the way back.
 
-It holds the event log, the audio that the log's events speak of, and the secret of blind trials: without that, trials
-would be shuffled anew. Views and other formats are made anew.
+It holds the event log, the audio and the adapters that the log's events speak of, and the secret of blind trials:
+without that, trials would be shuffled anew. Views and other formats are made anew.
 """
 
 import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import apsw
 import msgspec
 from msgspec import Struct
 
+from domain.adapters import ADAPTERS, Adapter
 from domain.aggregates import AGGREGATES
 from domain.envelope import decode
 from domain.errors import ConflictError, NotFoundError, UnavailableError
-from domain.events.jobs import SampleGenerated
 from domain.jobs import JOBS, Job, waveform
 from domain.ports import check_key
 from domain.trials import SECRET
@@ -41,6 +41,13 @@ class Mark(Struct, frozen=True, kw_only=True):
     events_sha256: str
 
 
+class Kept(Struct, frozen=True):
+    """What some files belong to. `files` are the keys, with the SHA-256 where the events tell it."""
+
+    owner: str
+    files: Mapping[str, str | None]
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """When the backup was made, how many samples it speaks of, and a sentence for each file that is not in it."""
 
@@ -50,7 +57,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 def back_up(data: Path, target: Path, now: str, progress: Progress) -> Report:
-    """Copies the studio of the folder `data`. Where both folders are on one file system, the audio is linked.
+    """Copies the studio of the folder `data`. Where both folders are on one file system, files are linked.
 
     `progress` is called with the number of samples that are done, and of all. Raises NotFoundError where there is no
     studio, ConflictError for a target that is not empty, and UnavailableError where the disk refuses.
@@ -62,16 +69,16 @@ def back_up(data: Path, target: Path, now: str, progress: Progress) -> Report:
         missing: set[str] = set()
         while True:
             _copy_events(data / EVENTS, target / EVENTS)
-            found = asyncio.run(_samples(target / EVENTS))
-            absent = _copy_audio(found, data / OBJECTS, target / OBJECTS, progress)
+            found = asyncio.run(_found(target / EVENTS))
+            absent = _copy_files(found, data / OBJECTS, target / OBJECTS, progress)
             _link(data / OBJECTS, target / OBJECTS, SECRET)
             # Audio that was deleted in between belongs to a job that a later copy of the events knows as deleted.
             if absent <= missing:
                 break
             missing |= absent
         _finish(target, found, now)
-    faults = [_missing(event, key) for event in found for key in _keys(event) if key in absent]
-    return Report(made_at=now, samples=len(found), faults=faults)
+    faults = [_missing(kept, key) for kept in found for key in kept.files if key in absent]
+    return Report(made_at=now, samples=_samples(found), faults=faults)
 
 
 def restore(source: Path, data: Path, progress: Progress) -> Report:
@@ -88,40 +95,56 @@ def restore(source: Path, data: Path, progress: Progress) -> Report:
         if _sha256(unfinished) != mark.events_sha256:
             unfinished.unlink()
             raise ConflictError(f"{source / EVENTS} is damaged: its SHA-256 is not that of {MARK}. Use another backup.")
-        found = asyncio.run(_samples(unfinished))
-        faults = _restore_audio(found, source / OBJECTS, data / OBJECTS, progress)
+        found = asyncio.run(_found(unfinished))
+        faults = _restore_files(found, source / OBJECTS, data / OBJECTS, progress)
         _link(source / OBJECTS, data / OBJECTS, SECRET)
         # Last: a studio that is started too early must not find events without their audio.
         _put(unfinished, data / EVENTS)
-    return Report(made_at=mark.made_at, samples=len(found), faults=faults)
+    return Report(made_at=mark.made_at, samples=_samples(found), faults=faults)
 
 
-async def _samples(events: Path) -> list[SampleGenerated]:
-    """Those that a listener may have."""
-    found: list[SampleGenerated] = []
+async def _found(events: Path) -> list[Kept]:
+    """The samples that a listener may have, and the adapters."""
     log = await SqliteLog.open(events)
     try:
-        for partition in await log.ends(JOBS.name):
-            jobs: dict[str, Job] = {}
-            offset = 0
-            while page := await log.read(JOBS.name, partition, offset):
-                offset = page[-1].position.offset + 1
-                for record in page:
-                    if job := AGGREGATES[JOBS.name].apply(jobs.get(record.key), decode(record)):
-                        jobs[record.key] = job
-            found += [sample.event for job in jobs.values() for sample in job.audible]
+        jobs: list[Job] = await _folded(log, JOBS.name)
+        adapters: list[Adapter] = await _folded(log, ADAPTERS.name)
     finally:
         await log.close()
-    return found
+    samples = [sample.event for job in jobs for sample in job.audible]
+    return [
+        *(
+            Kept(f"sample {each.sample_id}", {each.storage_path: each.sha256, waveform(each.storage_path): None})
+            for each in samples
+        ),
+        *(
+            Kept(
+                f"adapter {adapter.request.adapter_name} {adapter.request.adapter_version}",
+                {f"{adapter.request.storage_path}/{file.name}": file.sha256 for file in adapter.request.files},
+            )
+            for adapter in adapters
+        ),
+    ]
 
 
-def _keys(sample: SampleGenerated) -> tuple[str, str]:
-    """Of its audio, and of its waveform."""
-    return sample.storage_path, waveform(sample.storage_path)
+async def _folded(log: SqliteLog, topic: str) -> list[Any]:
+    found: dict[str, Any] = {}
+    for partition in await log.ends(topic):
+        offset = 0
+        while page := await log.read(topic, partition, offset):
+            offset = page[-1].position.offset + 1
+            for record in page:
+                if state := AGGREGATES[topic].apply(found.get(record.key), decode(record)):
+                    found[record.key] = state
+    return list(found.values())
 
 
-def _missing(sample: SampleGenerated, key: str) -> str:
-    return f"A file of sample {sample.sample_id} is missing: {key}."
+def _samples(found: Sequence[Kept]) -> int:
+    return sum(kept.owner.startswith("sample ") for kept in found)
+
+
+def _missing(kept: Kept, key: str) -> str:
+    return f"A file of {kept.owner} is missing: {key}."
 
 
 def _begin(folder: Path, advice: str) -> None:
@@ -142,25 +165,25 @@ def _copy_events(source: Path, target: Path) -> None:
         raise UnavailableError(f"The event log cannot be copied: {advise(source, error)}") from error
 
 
-def _copy_audio(samples: Sequence[SampleGenerated], source: Path, target: Path, progress: Progress) -> set[str]:
+def _copy_files(found: Sequence[Kept], source: Path, target: Path, progress: Progress) -> set[str]:
     """The keys that are not there."""
     absent = set()
-    for done, sample in enumerate(samples, 1):
-        absent |= {key for key in _keys(sample) if not _link(source, target, key)}
-        progress(done, len(samples))
+    for done, kept in enumerate(found, 1):
+        absent |= {key for key in kept.files if not _link(source, target, key)}
+        progress(done, len(found))
     return absent
 
 
-def _restore_audio(samples: Sequence[SampleGenerated], source: Path, target: Path, progress: Progress) -> list[str]:
+def _restore_files(found: Sequence[Kept], source: Path, target: Path, progress: Progress) -> list[str]:
     faults = []
-    for done, sample in enumerate(samples, 1):
-        for key in _keys(sample):
+    for done, kept in enumerate(found, 1):
+        for key, sha256 in kept.files.items():
             if not _link(source, target, key):
-                faults.append(_missing(sample, key))
-            elif key == sample.storage_path and _sha256(target / key) != sample.sha256:
+                faults.append(_missing(kept, key))
+            elif sha256 is not None and _sha256(target / key) != sha256:
                 (target / key).unlink()
-                faults.append(f"A file of sample {sample.sample_id} is damaged and was left out: {key}.")
-        progress(done, len(samples))
+                faults.append(f"A file of {kept.owner} is damaged and was left out: {key}.")
+        progress(done, len(found))
     return faults
 
 
@@ -185,8 +208,8 @@ def _link(source: Path, target: Path, key: str) -> bool:
     return True
 
 
-def _finish(target: Path, samples: Sequence[SampleGenerated], now: str) -> None:
-    wanted = {target / OBJECTS / key for sample in samples for key in _keys(sample)} | {target / OBJECTS / SECRET}
+def _finish(target: Path, found: Sequence[Kept], now: str) -> None:
+    wanted = {target / OBJECTS / key for kept in found for key in kept.files} | {target / OBJECTS / SECRET}
     for path in (target / OBJECTS).rglob("*"):
         if path.is_file() and path not in wanted:
             path.unlink()

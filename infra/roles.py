@@ -23,7 +23,7 @@ from domain.events import timestamp
 from domain.journal import Journal, until_done
 from domain.models import KNOWN, Registry
 from domain.ports import EventLog, ObjectStore, ReadStore
-from infra.bootstrap import adapters
+from infra import bootstrap
 from infra.settings import Settings, unusable
 from projections.freshness.current import CurrentViews
 from projections.freshness.folded import Folded
@@ -32,6 +32,7 @@ from projections.freshness.watermarks import Watermarks
 from projections.hosts.local import LocalHost
 from workers import generation, mastering, purging
 from workers.ab_tests import ABTestReaction
+from workers.adapters import AdapterFiles
 from workers.engine import EngineError
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import Checkpoint, resolve
@@ -61,7 +62,7 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
     """
     checkpoint = resolve(settings.model)
     registry = Registry(checkpoint.model, reader=reader(checkpoint))
-    async with adapters(settings) as (log, store, objects):
+    async with bootstrap.adapters(settings) as (log, store, objects):
         services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
         working = partial(_work, settings, checkpoint, log, store, objects)
         reacting = _reactions(log, store, objects, services.folded).run
@@ -73,7 +74,7 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
 async def api(settings: Settings) -> AsyncIterator[str]:
     """The API alone, behind its URL: other processes fold the views and generate. Raises as `studio` does."""
     registry = _registry(settings.model)
-    async with adapters(settings) as (log, store, objects):
+    async with bootstrap.adapters(settings) as (log, store, objects):
         services = _services(log, store, Watermarks(log, store), registry, _renditions(settings, objects))
         async with _http(settings, services) as url:
             yield url
@@ -82,13 +83,13 @@ async def api(settings: Settings) -> AsyncIterator[str]:
 async def work(settings: Settings) -> None:
     """A worker, until cancelled. Raises EngineError for a model that cannot be loaded."""
     checkpoint = resolve(settings.model)
-    async with adapters(settings) as (log, store, objects):
+    async with bootstrap.adapters(settings) as (log, store, objects):
         await _work(settings, checkpoint, log, store, objects)
 
 
 async def react(settings: Settings) -> None:
     """What follows from events by itself, until cancelled. Raises as Reactions.run does."""
-    async with adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
+    async with bootstrap.adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
         folded = Watermarks(log, store)
         tasks.create_task(folded.run())
         tasks.create_task(_reactions(log, store, objects, folded).run())
@@ -101,7 +102,7 @@ async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated
     """
     if settings.log == "sqlite" and not (settings.folder / "events.db").exists():
         raise UnavailableError(f"There is no studio in {settings.folder}. Name its data folder with --data.")
-    async with adapters(settings) as (log, store, objects):
+    async with bootstrap.adapters(settings) as (log, store, objects):
         journal = _journal(log)
         before = timestamp(datetime.fromisoformat(journal.now()) - age)
         jobs = size = kept = 0
@@ -175,6 +176,7 @@ async def _work(
     settings: Settings, checkpoint: Checkpoint, log: EventLog, store: ReadStore, objects: ObjectStore
 ) -> None:
     engine = EngineProcess(load, checkpoint, settings.device)
+    adapters = AdapterFiles(objects, settings.folder / "cache" / "adapters")
     try:
         await asyncio.gather(engine.start(), asyncio.to_thread(mastering.prepare))
         worker = generation.worker(
@@ -185,10 +187,13 @@ async def _work(
             checkpoint.model.id,
             capacity=engine.capacity,
             lease=settings.lease_seconds,
+            model=checkpoint.model,
+            adapters=adapters,
         )
         await worker.run()
     finally:
         await engine.stop()
+        adapters.close()
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     top_k: int
     top_p: float
     guidance_scale: float
+    adapter_scale: float = 1.0
 
 
 class AudioSample(Struct, frozen=True, kw_only=True):
@@ -64,6 +65,7 @@ def samples(job: Job) -> Iterator[AudioSample]:
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 guidance_scale=sampling.guidance_scale,
+                adapter_scale=request.adapter_scale,
             ),
             output_format=request.output_format,
             storage_path=event.storage_path,

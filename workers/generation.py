@@ -2,26 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
+from msgspec import convert
+from msgspec.structs import asdict
 
 from domain import jobs, prompts
-from domain.errors import Text2SongError
+from domain.errors import DamagedError, NotFoundError, Text2SongError
 from domain.events import Event
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed, JobSubmitted, SampleGenerated
-from domain.events.progress import JobProgressed, WorkerAlive
+from domain.events.progress import JobProgressed, LoadedModel, WorkerAlive
 from domain.events.prompts import PromptCreated
+from domain.generation import fits, mismatch
 from domain.jobs import JOBS, MAX_LOST, Job, folder, waveform
 from domain.journal import Journal, until_done
+from domain.models import Model
 from domain.ports import ObjectStore, ReadStore
 from domain.prompts import CONTROL, PROMPTS
+from workers.adapters import AdapterFiles
 from workers.claims import Claims
-from workers.engine import Clip, EngineError, EngineRequest, Progress, Take
+from workers.engine import Adapter, Clip, EngineError, EngineRequest, Progress, Take
 from workers.mastering import master
 from workers.purging import remove
 from workers.trade import AttemptError, BrokenError, Run
@@ -46,6 +51,18 @@ def sample_id(job_id: str, index: int) -> str:
     return str(uuid5(NAMESPACE_URL, f"sample:{job_id}:{index}"))
 
 
+def _asked(job: Job, takes: list[Take], adapter: Adapter | None) -> EngineRequest:
+    request = job.request
+    return EngineRequest(
+        id=f"{job.id}/{job.attempt}",
+        prompt=request.model_prompt or request.prompt,
+        duration=request.duration,
+        takes=takes,
+        sampling=request.sampling,
+        adapter=adapter,
+    )
+
+
 def worker(
     journal: Journal,
     store: ReadStore,
@@ -56,9 +73,16 @@ def worker(
     capacity: int = 1,
     lease: float = 6.0,
     backoff: float = 1.0,
+    model: Model | None = None,
+    adapters: AdapterFiles | None = None,
 ) -> Claims[Job]:
-    """One that generates with this model, `capacity` samples at once. Times are in seconds, as in Claims."""
-    generation = Generation(journal, store, objects, engine, model_id)
+    """One that generates with this model, `capacity` samples at once. Times are in seconds, as in Claims.
+
+    `model` is what it tells of the model; without `adapters` it fails jobs that need one.
+    """
+    generation = Generation(
+        journal, store, objects, engine, model_id, model=model, adapters=adapters, capacity=capacity
+    )
     return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff)
 
 
@@ -66,16 +90,35 @@ class Generation:
     view = JOBS
 
     def __init__(
-        self, journal: Journal, store: ReadStore, objects: ObjectStore, engine: Generator, model_id: str
+        self,
+        journal: Journal,
+        store: ReadStore,
+        objects: ObjectStore,
+        engine: Generator,
+        model_id: str,
+        *,
+        model: Model | None = None,
+        adapters: AdapterFiles | None = None,
+        capacity: int | None = None,
     ) -> None:
         self._journal = journal
         self._store = store
         self._objects = objects
         self._engine = engine
         self._model_id = model_id
+        self._model = model
+        self._adapters = adapters
+        self._capacity = capacity
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
-        return WorkerAlive(worker_id=worker_id, model_id=self._model_id, state=state, device=self._engine.device)
+        return WorkerAlive(
+            worker_id=worker_id,
+            model_id=self._model_id,
+            state=state,
+            device=self._engine.device,
+            model=convert(asdict(self._model), LoadedModel) if self._model else None,
+            capacity=self._capacity,
+        )
 
     def urgency(self, job: Job) -> Any:
         return -job.request.priority, job.created_at, job.id
@@ -85,7 +128,9 @@ class Generation:
         return len(job.missing)
 
     def is_able(self, job: Job) -> bool:
-        return job.request.model_id == self._model_id
+        """Of one revision of the model nothing is made with another one, as far as both are known."""
+        revisions = {job.request.model_revision, self._model.revision if self._model else None}
+        return job.request.model_id == self._model_id and (None in revisions or len(revisions) == 1)
 
     def start(self, job: Job, worker_id: str) -> Event:
         return jobs.start(job, worker_id)
@@ -105,16 +150,12 @@ class Generation:
     async def perform(self, run: Run[Job]) -> Event:
         job, request = run.claimed, run.claimed.request
         takes = [Take(index, request.seeds[index]) for index in job.missing]
-        engine_request = EngineRequest(
-            id=f"{job.id}/{job.attempt}",
-            prompt=request.model_prompt or request.prompt,
-            duration=request.duration,
-            takes=takes,
-            sampling=request.sampling,
-        )
         reported, telling = 0.0, None
         try:
-            async with aclosing(self._engine.generate(engine_request)) as updates:
+            async with (
+                self._adapter(request) as adapter,
+                aclosing(self._engine.generate(_asked(job, takes, adapter))) as updates,
+            ):
                 async for update in updates:
                     if isinstance(update, Clip):
                         await self._keep(run, update)
@@ -130,6 +171,30 @@ class Generation:
                 telling.cancel()
         await self._keep_prompt(request)
         return JobCompleted(job_id=job.id, attempt=job.attempt)
+
+    @asynccontextmanager
+    async def _adapter(self, request: JobSubmitted) -> AsyncIterator[Adapter | None]:
+        """The job's adapter with its files at hand. Raises AttemptError where trying again cannot help."""
+        wanted = request.adapter
+        if wanted is None:
+            yield None
+            return
+        named = f"Adapter {wanted.name} {wanted.version} ({wanted.id})"
+        revision = self._model.revision if self._model else None
+        if wanted.base_model != self._model_id or not fits(wanted, revision):
+            required = "@".join(filter(None, (wanted.base_model, wanted.base_revision)))
+            raise AttemptError(mismatch(required, "@".join(filter(None, (self._model_id, revision)))))
+        if self._adapters is None:
+            raise AttemptError(f"{named} cannot be used: this worker takes no adapters.")
+        async with AsyncExitStack() as stack:
+            try:
+                folder = await stack.enter_async_context(self._adapters.use(wanted))
+            except NotFoundError as error:
+                detail = f"its file {error.key!r} is gone from the object store. Put it back, and submit the job again"
+                raise AttemptError(f"{named} cannot be used: {detail}.") from error
+            except DamagedError as error:
+                raise AttemptError(f"{named} cannot be used: {error}.") from error
+            yield Adapter(sha256=folder.name, folder=str(folder), scale=request.adapter_scale)
 
     async def check(self) -> None:
         try:
@@ -186,6 +251,7 @@ class Generation:
                     "seed": clip.seed,
                     "model": request.model_id,
                     "adapter": request.adapter,
+                    "adapter_scale": request.adapter_scale if request.adapter else None,
                     "sampling": request.sampling,
                 }
             ).decode(),

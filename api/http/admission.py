@@ -28,8 +28,9 @@ async def admit(request: Request[Any, Any, Any]) -> None:
     if path == "/asyncapi.json":
         return
     # A page of another site can make a browser post text here unasked, but JSON it cannot.
-    if request.method == "POST" and (media_type := request.content_type[0]) != "application/json":
-        detail = f"The body is {media_type or 'of no type'}; send application/json."
+    taken = request.route_handler.opt.get("media_types", ("application/json",))
+    if request.method == "POST" and (media_type := request.content_type[0]) not in taken:
+        detail = f"The body is {media_type or 'of no type'}; send {' or '.join(taken)}."
         raise HTTPException(status_code=HTTP_415_UNSUPPORTED_MEDIA_TYPE, detail=detail)
     services: Services = request.app.state.services
     is_current = "current" in request.route_handler.opt

@@ -9,6 +9,7 @@ from typing import Final
 
 from domain.events import Recorded
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed
+from domain.events.models import ModelActivated
 from domain.events.progress import TOPIC, JobProgressed, WorkerAlive
 from domain.jobs import JOBS
 from domain.journal import Journal, until_done
@@ -35,6 +36,7 @@ class Feed:
         self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
         self._closed = False
         self.started = asyncio.Event()
+        self.model_changes = 0
 
     async def run(self) -> None:
         """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
@@ -91,6 +93,8 @@ class Feed:
                 self._workers[worker_id] = (time.monotonic(), event)
                 if len(self._workers) > REMEMBERED:
                     del self._workers[next(iter(self._workers))]
+            case ModelActivated():
+                self.model_changes += 1
             case JobCompleted() | JobFailed() | JobCancelled():
                 self._progress.pop(recorded.key, None)
         # What else may stand among the telemetry has no place in a job's life.

@@ -22,6 +22,7 @@ Label: TypeAlias = Annotated[str, Meta(max_length=MAX_LABEL)]
 ModelId: TypeAlias = Annotated[str, Meta(max_length=1_000)]
 ErrorText: TypeAlias = Annotated[str, Meta(max_length=MAX_ERROR)]
 Attempt: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]
 Moment: TypeAlias = Annotated[
     str,
     Meta(

@@ -2,7 +2,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from domain.events import END, NAME, Attempt, ErrorText, Event, Identifier, Label, ModelId, Moment
+from domain.events import END, NAME, Attempt, ErrorText, Event, Identifier, Label, ModelId, Moment, Sha256
 from domain.events.prompts import MAX_SECONDS, MAX_TEXT, MAX_WORDING
 from domain.ports import Topic
 
@@ -23,6 +23,7 @@ RANGES: Final = {
     "top_p": (0, 1),
     "guidance_scale": (1, 20),
     "priority": (0, 9),
+    "adapter_scale": (0, 2),
 }
 
 
@@ -40,15 +41,22 @@ class Sampling(Struct, frozen=True, kw_only=True):
     guidance_scale: Annotated[float, _within("guidance_scale")] = 3.0
 
 
+AdapterFolder: TypeAlias = Annotated[str, Meta(pattern=f"^adapters(/{NAME})+{END}", max_length=1_000)]
+
+
 class AdapterSnapshot(Struct, frozen=True, kw_only=True):
-    """An adapter as it was when the job was accepted, so that a worker looks nothing up."""
+    """An adapter as it was when the job was accepted, so that a worker looks nothing up.
+
+    Its files lie below `storage_path`. `sha256` is that of the list of their digests, as in AdapterRegistered.
+    """
 
     id: Identifier
     name: Label
     version: Label
     base_model: ModelId
-    storage_path: Annotated[str, Meta(pattern=f"^adapters(/{NAME})+{END}", max_length=1_000)]
+    storage_path: AdapterFolder
     base_revision: Label | None = None
+    sha256: Sha256 | None = None
 
 
 class JobEvent(Event, frozen=True, kw_only=True):
@@ -65,6 +73,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
 
     `model_prompt` is the text that the model is given, attributes and all, where it is not the prompt itself;
     `warnings` say what the model does not read of it.
+    `adapter_scale` says how much of the adapter is added to the model: 1 is as it was trained.
     `request_digest` is the SHA-256 of the request, so that an idempotency key sent with another body is noticed.
     """
 
@@ -88,6 +97,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     model_prompt: Annotated[str, Meta(min_length=1, max_length=MAX_WORDING)] | None = None
     warnings: Annotated[tuple[ErrorText, ...], Meta(max_length=10)] = ()
     ab_test_id: Identifier | None = None
+    adapter_scale: Annotated[float, _within("adapter_scale")] = 1.0
 
 
 class JobStarted(JobEvent, frozen=True, kw_only=True, tag="JobStarted"):
@@ -114,7 +124,7 @@ class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"
     sample_rate: Annotated[int, Meta(ge=1, le=1_000_000)]
     channels: Annotated[int, Meta(ge=1, le=64)]
     size: Annotated[int, Meta(ge=0, le=2**53)]
-    sha256: Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]
+    sha256: Sha256
     loudness_lufs: Annotated[float, Meta(ge=-1_000, le=1_000)] | None = None
     pcm_sha256: Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")] | None = None
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Final
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from domain.events import Attempt, Event, Identifier, Label, ModelId
+from domain.events.prompts import MAX_SECONDS
 from domain.ports import Topic
 
 TOPIC: Final = Topic("progress", partitions=4, retention_seconds=3600.0)
@@ -26,10 +27,23 @@ class JobProgressed(Event, frozen=True, kw_only=True, tag="JobProgressed"):
         return self.job_id
 
 
+class LoadedModel(Struct, frozen=True, kw_only=True):
+    """The limits of a worker's model, for API processes that do not have its files. Durations are in seconds."""
+
+    family: Label
+    max_duration: Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+    sample_rate: Annotated[int, Meta(ge=1, le=1_000_000)]
+    channels: Annotated[int, Meta(ge=1, le=64)]
+    vram_gb: Annotated[float, Meta(ge=0, le=100_000)]
+    license: Label
+    revision: Label | None = None
+    max_extended_duration: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
+
+
 class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
     """Telemetry: a worker not heard of for a lease loses its jobs.
 
-    `state` is ready, busy, broken or stopped.
+    `state` is ready, busy, broken or stopped. `capacity` is how much it makes at once.
     """
 
     topic = TOPIC.name
@@ -38,6 +52,8 @@ class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
     model_id: ModelId
     state: Label
     device: Label = "cpu"
+    model: LoadedModel | None = None
+    capacity: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
     @property
     def key(self) -> str:

@@ -3,11 +3,11 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, BinaryIO, Final, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -23,6 +23,7 @@ ENVIRONMENT: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL
 NAME: Final = "Text2Song Studio"
 MAX_PORT: Final = 65_535
 PATIENCE_SECONDS: Final = 30.0
+UPLOAD_SECONDS: Final = 600.0
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "deleted"})
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -138,6 +139,10 @@ class StudioClient:
     async def post(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         """Safe to repeat, as its answer may be lost. Raises RefusedError."""
         return await self._call("POST", path, kind, json=body, headers={"Idempotency-Key": str(uuid4())})
+
+    async def upload(self, path: str, fields: dict[str, str], files: Mapping[str, BinaryIO], kind: type[T]) -> T:
+        """Sends a form. The same one twice must be the same to the studio."""
+        return await self._call("POST", path, kind, data=fields, files=dict(files), timeout=UPLOAD_SECONDS)
 
     async def find(self, path: str, kind: type[T], **parameters: str) -> T | None:
         """None where the studio has nothing more to give."""

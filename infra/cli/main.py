@@ -11,6 +11,7 @@ import click
 from infra.cli.console import RepeatFilter, prepare_streams
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "adapters": "adapters.adapters",
     "api": "studio.api",
     "backup": "backup.backup",
     "contract": "contract.contract",

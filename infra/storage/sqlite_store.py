@@ -22,7 +22,7 @@ from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, 
 T = TypeVar("T")
 
 # To be raised when a view's `fields` or a fold changes: every store is then folded again.
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 APPLICATION_ID: Final = 0x74327373
 READERS: Final = 4
 # A checkpoint waits for the disk, and a batch may change thousands of pages, some of them in many batches.

@@ -201,6 +201,7 @@ def _facts(state: Json, event: Json) -> Json:
     indexes = range(len(state.get("seeds") or []))
     relation = {0: "current", 1: "next"}
     pairs, left_out = len(state.get("pairs") or []), set(state.get("left_out") or [])
+    adapter = f"{event.get('adapter_name')}:{event.get('adapter_version')}"
     kind = "catch" if event.get("catch") else "pair"
     trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
     return {
@@ -219,6 +220,7 @@ def _facts(state: Json, event: Json) -> Json:
         "known": all(number < pairs for number in event.get("failed", [])),
         "news": not set(event.get("failed", [])) <= left_out,
         "heard": event.get("pair", pairs) < pairs and event.get("pair") not in left_out,
+        "named": event.get("adapter_id") == str(uuid5(NAMESPACE_URL, f"adapter:{adapter}")),
         "trial": event.get("vote_id") == str(uuid5(NAMESPACE_URL, f"abvote:{trial}")),
     }
 
@@ -244,9 +246,9 @@ def _changed(state: Json, event: Json, time: str, effects: Json) -> Json:
     return changed
 
 
-def failures(contract: Contract, folder: Path) -> Iterator[str]:
-    """The names of the vectors that end otherwise than they should."""
-    for path in sorted((folder / "vectors").glob("*.json")):
+def failures(contract: Contract, folder: Path, topic: str = "*") -> Iterator[str]:
+    """The names of the vectors that end otherwise than they should, of one topic or of all."""
+    for path in sorted((folder / "vectors").glob(f"{topic}.json")):
         for vector in json.loads(path.read_bytes()):
             fold, stopped_at = Fold(contract, path.stem), None
             for published in vector["records"]:

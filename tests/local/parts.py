@@ -32,6 +32,7 @@ from projections.hosts.local import LocalHost
 from projections.project import VIEWS
 from tests import audit
 from tests.conditions import eventually
+from workers.adapters import AdapterFiles
 from workers.claims import Claims
 from workers.generation import Generator, worker
 from workers.reactions import PROGRESS
@@ -59,6 +60,7 @@ class Parts:
         self.log = log
         self.store = store
         self.objects = objects
+        self.adapters = AdapterFiles(objects, folder / "cache")
         self.journal = Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
         self.host: Folded = LocalHost(log, store) if is_folded else Watermarks(log, store)
         tail = Tail(log, self.host)
@@ -80,6 +82,7 @@ class Parts:
 
     def worker(self, engine: Generator, **options: Any) -> Claims[Job]:
         options = {"lease": LEASE, "backoff": 0.05, **options}
+        options = {"adapters": self.adapters, **options}
         return worker(self.journal, self.store, self.objects, engine, NOISE.id, **options)
 
     @contextlib.asynccontextmanager
@@ -141,6 +144,7 @@ async def open_parts(
         running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]
         stack.push_async_callback(stop, *running)
         stack.push_async_callback(parts.http.aclose)
+        stack.callback(parts.adapters.close)
         await parts.services.feed.started.wait()
         assert not is_folded or await parts.host.caught_up(30)
         yield parts

@@ -16,6 +16,7 @@ from domain.trials import SECRET, Trial
 from infra import backup
 from infra.backup import Report
 from infra.storage.file_objects import FileObjects
+from tests import adapter as made_adapter
 from tests.conditions import eventually_sync
 from tests.digest import digests
 from tests.local.conftest import Running
@@ -234,3 +235,20 @@ async def test_trial_ids_open_in_the_restored_studio(
     restored = await FileObjects.open(tmp_path / "restored" / "objects")
     assert (await Seals(restored).get()).open(sealed) == trial
     assert (tmp_path / "restored/objects" / SECRET).stat().st_mode & 0o777 == 0o600
+
+
+async def test_adapters_come_back_with_their_files(parts: Parts, tmp_path: Path) -> None:
+    answer = await parts.http.post("/adapters", **made_adapter.form())
+    adapter = answer.json()
+    saved = await asyncio.to_thread(back_up, tmp_path, tmp_path / "backup")
+    assert saved == Report(made_at=NOW, samples=0, faults=[])
+    assert await asyncio.to_thread(restore, tmp_path / "backup", tmp_path / "restored") == saved
+    async with open_parts(tmp_path / "restored") as restored:
+        for file in adapter["files"]:
+            path = f"/adapters/{adapter['id']}/files/{file['name']}"
+            assert (await restored.http.get(path)).content == (await parts.http.get(path)).content
+    key = f"{adapter['storage_path']}/{adapter['files'][0]['name']}"
+    (tmp_path / "backup" / "objects" / key).unlink()
+    (tmp_path / "backup" / "objects" / key).write_bytes(b"{}")
+    damaged = await asyncio.to_thread(restore, tmp_path / "backup", tmp_path / "again")
+    assert damaged.faults == [f"A file of adapter jazz 1.0.0 is damaged and was left out: {key}."]

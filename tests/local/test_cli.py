@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from domain.models import NOISE
+from tests import adapter as made_adapter
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 
@@ -230,3 +232,18 @@ def test_every_command_explains_itself(tmp_path: Path, arguments: tuple[str, ...
     done = text2song(*arguments, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
+
+
+def test_an_adapter_is_registered_and_listed(studio: Running, tmp_path: Path) -> None:
+    made_adapter.write(tmp_path / "brushes")
+    named = ("--name", "brushes", "--version", "1.0.0", "--description", "soft drums")
+    added = text2song("adapters", "add", "brushes", *named, "--url", studio.url, cwd=tmp_path)
+    assert added.returncode == 0, added.stderr
+    assert added.stdout.startswith(f"Adapter brushes 1.0.0 of {NOISE.id}, rank 2, is ")
+    listed = text2song("adapters", "list", "--url", studio.url, cwd=tmp_path, COLUMNS="200")
+    assert re.search(r"│ \* +│ brushes +│ 1\.0\.0 ", listed.stdout), listed.stdout
+    (tmp_path / "brushes" / "adapter_model.safetensors").write_bytes(b"PK\3\4 and more")
+    refused = text2song("adapters", "add", "brushes", *named, "--url", studio.url, cwd=tmp_path)
+    assert (refused.returncode, "is a ZIP archive, as torch.save writes" in refused.stderr) == (1, True)
+    missing = text2song("adapters", "add", "nowhere", *named, "--url", studio.url, cwd=tmp_path)
+    assert "cannot be read: No such file or directory. Name the folder that PEFT's" in missing.stderr

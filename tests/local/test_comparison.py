@@ -6,11 +6,17 @@ import pytest
 
 from domain.events.jobs import AdapterSnapshot, Sampling
 from domain.models import NOISE
+from tests import adapter as made_adapter
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
 
 JAZZ = AdapterSnapshot(
-    id="jazz-2", name="jazz", version="2", base_model=NOISE.id, storage_path="adapters/jazz-2/adapter.safetensors"
+    id="jazz-2",
+    name="jazz",
+    version="2",
+    base_model=NOISE.id,
+    storage_path="adapters/jazz-2",
+    sha256=made_adapter.DIGEST,
 )
 
 
@@ -23,6 +29,7 @@ async def made(parts: Parts) -> Parts:
         "alike": {"seeds": [9], "prompt_id": "another", "sampling": Sampling(temperature=0.7, top_k=50)},
         "other": {"seeds": [1], "prompt_id": "storm", "prompt": "a storm", "duration": 2.0},
     }
+    await made_adapter.store(parts.objects, JAZZ)
     async with parts.working(ScriptedEngine()):
         for job_id, changes in jobs.items():
             await parts.submit(job_id, **changes)

@@ -14,10 +14,12 @@ PLACES = {
     "sample_id": "s1",
     "feedback_id": "f1",
     "ab_test_id": "t1",
+    "adapter_id": "a1",
+    "name": "adapter_config.json",
     "trial_id": "x1",
     "side": "left",
 }
-WRITES = {"POST", "PUT", "DELETE"}
+WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 UNDOCUMENTED = ("/schema", "/schema/openapi.json", "/schema/openapi.yaml", "/nowhere")
 
 

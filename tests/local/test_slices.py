@@ -235,7 +235,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("topics", ["prompts", "jobs", "feedback", "abtests", "cheers", "progress", "deadletter"]),
+        (
+            "topics",
+            ["prompts", "jobs", "feedback", "adapters", "models", "abtests", "cheers", "progress", "deadletter"],
+        ),
         ("decoded", ["Cheered"]),
         ("views", ["cheers"]),
         ("read", True),
@@ -244,7 +247,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "contract",
             ["schemas/text2song.cheer.given.v1.json", "transitions/cheers.json", "vectors/cheers.json"],
         ),
-        ("choices", ["prompts", "jobs", "feedback", "abtests", "cheers"]),
+        ("choices", ["prompts", "jobs", "feedback", "adapters", "models", "abtests", "cheers"]),
         ("routes", ["/cheers", "/cheers/{cheer_id}"]),
     ],
 )

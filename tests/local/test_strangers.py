@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from domain.adapters import adapter_id
 from domain.aggregates import AGGREGATES, EVENTS
 from domain.contract.document import schema
 from domain.envelope import decode, encode
 from domain.events import Event, Undecodable, cloud_type
+from domain.events.adapters import AdapterRegistered
 from domain.jobs import JOBS
 from domain.models import NOISE
 from domain.ports import Message, Position, Record
@@ -84,6 +86,8 @@ def payloads(event: type[Event]) -> SearchStrategy[dict[str, Any]]:
 
 
 def written(number: int, event: type[Event], payload: dict[str, Any], topic: str) -> Message:
+    if event is AdapterRegistered and number % 2:
+        payload["adapter_id"] = adapter_id(payload["adapter_name"], payload["adapter_version"])
     key = msgspec.convert(payload, event).key
     headers = encode(golden(event), event_id=f"stranger-{number}", time=TIME).headers
     return Message(topic, key, msgspec.json.encode(payload), {**headers, "ce_type": cloud_type(event)})
@@ -138,11 +142,14 @@ async def test_whatever_the_schemas_admit_stops_nobody_and_touches_nobody_else(t
         assert await untouched(parts) == before
         assert [info async for info in _audio(parts)] == audio
         figures = [f"/feedback/stats?group_by={dimension}" for dimension in DIMENSIONS]
-        for path in ("/jobs", "/jobs/stats", "/prompts", "/jobs/healthy", "/feedback", *figures):
+        lists = ("/jobs", "/prompts", "/feedback", "/adapters", "/ab-tests", "/models")
+        for path in (*lists, "/", "/jobs/stats", "/jobs/healthy", *figures):
             assert (await parts.http.get(path)).status_code == 200, path
         listed = (await parts.http.get("/jobs?limit=100")).json()["items"]
         for job in listed:
             assert (await parts.http.get(f"/jobs/{job['id']}")).status_code == 200, job
+        for adapter in (await parts.http.get("/adapters?limit=100")).json()["items"]:
+            assert (await parts.http.get(f"/adapters/{adapter['id']}")).status_code == 200, adapter
         for feedback in (await parts.http.get("/feedback?limit=100")).json()["items"]:
             assert (await parts.http.get(f"/feedback/{feedback['id']}")).json() == feedback
         # A worker that begins with all that on the log lives as well.

@@ -25,6 +25,7 @@ from domain.events.jobs import AdapterSnapshot, JobDeleted
 from domain.models import NOISE
 from domain.trials import Trial, trials
 from infra.storage.file_objects import FileObjects
+from tests import adapter as made_adapter
 from tests.conditions import eventually
 from tests.local.engine import RATE, ScriptedEngine
 from tests.local.parts import Parts, submission
@@ -36,7 +37,12 @@ from workers.reactions import Reactions
 
 SIDES: Final = ("left", "right")
 ADAPTER: Final = AdapterSnapshot(
-    id="adapter-seven", name="brushed-drums", version="3.1", base_model=NOISE.id, storage_path="adapters/seven"
+    id="adapter-seven",
+    name="brushed-drums",
+    version="3.1",
+    base_model=NOISE.id,
+    storage_path="adapters/seven",
+    sha256=made_adapter.DIGEST,
 )
 
 
@@ -59,6 +65,7 @@ async def ready(
 ) -> None:
     """A test whose jobs have ended; both jobs of pair `fails` are cancelled."""
     await created(parts, pairs, test=test, catch_trials=catch_trials)
+    await made_adapter.store(parts.objects, ADAPTER)
     for pair in range(pairs):
         for arm in ARMS:
             id_ = job_id(test, pair, arm)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from domain.errors import InvalidError
 from domain.events.jobs import MAX_SAMPLES, SEEDS, AdapterSnapshot, JobSubmitted
 from domain.events.prompts import PromptAttributes
-from domain.generation import GenerationRequest, submission
+from domain.generation import GenerationRequest, Rerun, rerun, submission
 from domain.models import NOISE, Registry
 
 SMALL = "facebook/musicgen-small"
@@ -125,3 +125,16 @@ def test_the_registry_refuses_models_that_are_not_loaded() -> None:
         registry.usable(SMALL)
     with pytest.raises(InvalidError, match=f"Model nobody/knows is unknown; the active model is {NOISE.id}"):
         registry.usable("nobody/knows")
+
+
+def test_how_much_of_an_adapter_is_added_is_kept_with_it() -> None:
+    job = submit(adapter(SMALL), adapter_id="a1", adapter_scale=0.5)
+    assert (job.adapter_scale, rerun(job, Rerun()).adapter_scale) == (0.5, 0.5)
+    assert rerun(job, Rerun(adapter_id="a1")).adapter_scale == 0.5
+    assert rerun(job, Rerun(adapter_id="a2")).adapter_scale == rerun(job, Rerun(adapter_id=None)).adapter_scale == 1
+    assert rerun(job, Rerun(adapter_id="a2", adapter_scale=0.25)).adapter_scale == 0.25
+    for scale in (-0.1, 2.1):
+        with pytest.raises(InvalidError, match=f"adapter_scale is {scale}; it must be from 0 to 2"):
+            submit(adapter(SMALL), adapter_id="a1", adapter_scale=scale)
+    with pytest.raises(InvalidError, match=r"adapter_scale is 0\.5, but there is no adapter_id"):
+        submit(adapter_scale=0.5)

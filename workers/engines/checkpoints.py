@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from msgspec import Struct
 from msgspec.structs import replace
 
+from domain import models
 from domain.models import KNOWN, LONGEST, MIN_DURATION, NANO, NOISE, Model
 from workers.engine import EngineError
 
@@ -55,6 +56,9 @@ class Decoder(Struct):
     num_codebooks: Count = 4
     audio_channels: Count = 1
     max_position_embeddings: Count = 2048
+    num_hidden_layers: Count = 24
+    hidden_size: Count = 1024
+    ffn_dim: Count = 4096
 
 
 class Config(Struct):
@@ -180,6 +184,11 @@ def _read(name: str, folder: Path, model_id: str, way_out: str) -> Checkpoint:
         vram_gb=known.vram_gb if known else round(1 + 1.3 * gigabytes, 1),
         capabilities=["text-to-music"],
         license=known.license if known else "unknown",
+        decoder=models.Decoder(
+            layers=config.decoder.num_hidden_layers,
+            hidden=config.decoder.hidden_size,
+            inner=config.decoder.ffn_dim,
+        ),
     )
     return Checkpoint(model=model, folder=folder)
 

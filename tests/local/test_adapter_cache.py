@@ -1,0 +1,127 @@
+"""A worker's copies of adapters: fetched once, checked, bounded."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from domain.adapters import folder
+from domain.errors import DamagedError, NotFoundError, UnavailableError
+from domain.events.jobs import AdapterSnapshot
+from domain.lora import CONFIG, WEIGHTS
+from domain.models import NOISE
+from infra.storage.file_objects import FileObjects
+from tests import adapter as made
+from workers.adapter_files import check
+from workers.adapters import UNFINISHED, AdapterFiles
+
+
+class Counting(FileObjects):
+    """Counts what is read of it, and fails at first where it is told to."""
+
+    reads = 0
+    failing = 0
+
+    async def read(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        self.reads += 1
+        if self.failing:
+            self.failing -= 1
+            raise UnavailableError("The object store does not answer.")
+        async for chunk in super().read(key, start, length):
+            yield chunk
+
+
+@pytest.fixture
+async def objects(tmp_path: Path) -> Counting:
+    return await Counting.open(tmp_path / "objects")
+
+
+async def stored(objects: Counting, tmp_path: Path, seed: int = 0) -> AdapterSnapshot:
+    source = made.write(tmp_path / f"source-{seed}", made.packed(made.weights(seed=seed)))
+    checked = check(source, made.DECODER)
+    path = folder(checked.sha256, f"a{seed}")
+    for name in (CONFIG, WEIGHTS):
+        await objects.put(f"{path}/{name}", (source / name).read_bytes())
+    return AdapterSnapshot(
+        id=f"a{seed}", name="jazz", version="1.0.0", base_model=NOISE.id, storage_path=path, sha256=checked.sha256
+    )
+
+
+async def used(cache: AdapterFiles, adapter: AdapterSnapshot) -> Path:
+    async with cache.use(adapter) as path:
+        assert {file.name for file in path.iterdir()} == {CONFIG, WEIGHTS}
+        return path
+
+
+async def test_it_is_fetched_once_however_many_ask_and_found_again_after_a_start(
+    objects: Counting, tmp_path: Path
+) -> None:
+    adapter = await stored(objects, tmp_path)
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    paths = await asyncio.gather(*(used(cache, adapter) for _ in range(5)))
+    assert (len(set(paths)), paths[0].name, objects.reads) == (1, adapter.sha256, 2)
+    cache.close()
+    later = AdapterFiles(objects, tmp_path / "cache")
+    assert (await used(later, adapter), objects.reads) == (paths[0], 2)
+    beside = AdapterFiles(objects, tmp_path / "cache")
+    assert (await used(beside, adapter)).parent != paths[0].parent, "no two processes share a folder"
+    later.close()
+    beside.close()
+
+
+async def test_the_least_recently_used_makes_room_and_what_is_used_stays(objects: Counting, tmp_path: Path) -> None:
+    adapters = [await stored(objects, tmp_path, seed) for seed in range(4)]
+    size = sum((tmp_path / "source-0" / name).stat().st_size for name in (CONFIG, WEIGHTS))
+    cache = AdapterFiles(objects, tmp_path / "cache", limit=2 * size + size // 2)
+    first, second = [await used(cache, adapter) for adapter in adapters[:2]]
+    await used(cache, adapters[0])
+    third = await used(cache, adapters[2])
+    assert [path.exists() for path in (first, second, third)] == [True, False, True]
+    async with AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(cache.use(adapter)) for adapter in adapters]
+        assert all(path.exists() for path in held), "more than the limit, while all are used"
+    await used(cache, adapters[3])
+    assert sum(path.exists() for path in held) == 2
+    cache.close()
+
+
+async def test_files_that_are_not_those_registered_are_refused(objects: Counting, tmp_path: Path) -> None:
+    adapter = await stored(objects, tmp_path)
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    wrong: Sequence[tuple[AdapterSnapshot, Any]] = [
+        (replace(adapter, sha256="0" * 64), DamagedError),
+        (replace(adapter, sha256=None), DamagedError),
+        (replace(adapter, storage_path="adapters/nothing"), NotFoundError),
+    ]
+    for other, kind in wrong:
+        with pytest.raises(kind):
+            await used(cache, other)
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.name in {CONFIG, WEIGHTS}]
+    assert left == []
+    path = await used(cache, adapter)
+    cache.close()
+    (path / WEIGHTS).write_bytes(b"damaged on this disk")
+    (path.parent / f"{adapter.sha256}{UNFINISHED}").mkdir()
+    later = AdapterFiles(objects, tmp_path / "cache")
+    assert (await used(later, adapter) / WEIGHTS).read_bytes() == made.packed(made.weights())
+    later.close()
+
+
+async def test_a_store_that_is_away_is_waited_for(objects: Counting, tmp_path: Path) -> None:
+    adapter = await stored(objects, tmp_path)
+    objects.failing = 2
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    assert (await used(cache, adapter) / CONFIG).exists()
+    cache.close()
+
+
+async def test_a_folder_that_cannot_be_written_is_replaced(objects: Counting, tmp_path: Path) -> None:
+    adapter = await stored(objects, tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    cache = AdapterFiles(objects, tmp_path / "file" / "cache")
+    assert (await used(cache, adapter) / CONFIG).exists()
+    cache.close()

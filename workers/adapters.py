@@ -1,0 +1,167 @@
+"""Adapters' files on a worker's own disk: fetched once, checked, and given up when others need the room."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from functools import partial
+from hashlib import file_digest
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from domain.errors import DamagedError
+from domain.events.adapters import AdapterFile
+from domain.events.jobs import AdapterSnapshot
+from domain.journal import until_done
+from domain.lora import CONFIG, MAX_CONFIG, MAX_WEIGHTS, WEIGHTS
+from domain.ports import ObjectStore
+from workers.adapter_files import listing_digest
+
+LIMIT: Final = 4 * MAX_WEIGHTS
+FILES: Final = {CONFIG: MAX_CONFIG, WEIGHTS: MAX_WEIGHTS}
+WHO: Final = "The cache of adapters"
+UNFINISHED: Final = ".part"
+LOCK: Final = ".lock"
+
+
+class AdapterFiles:
+    """Folders of adapters by their SHA-256, about `limit` bytes together; the least recently used make room."""
+
+    def __init__(self, objects: ObjectStore, parent: Path, limit: int = LIMIT) -> None:
+        """Each process has a folder of its own below `parent`, and a later start finds again what is in it."""
+        self._objects = objects
+        self._parent = parent
+        self._limit = limit
+        self._folder: Path | None = None
+        self._lock: int | None = None
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._checked: set[str] = set()
+        self._users: dict[str, int] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._opening = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def use(self, adapter: AdapterSnapshot) -> AsyncIterator[Path]:
+        """The adapter's folder, which stays as long as it is used. Waits out outages of the object store.
+
+        Raises NotFoundError for a file that is gone, and DamagedError for files that are not those registered.
+        """
+        digest = adapter.sha256
+        if digest is None:
+            raise DamagedError("it was asked for without a SHA-256, so its files cannot be checked")
+        self._users[digest] = self._users.get(digest, 0) + 1
+        try:
+            async with self._opening:
+                folder = await asyncio.to_thread(self._open)
+            async with self._turns.setdefault(digest, asyncio.Lock()):
+                if digest not in self._checked:
+                    self._sizes[digest] = await self._fetch(adapter.storage_path, folder / digest)
+                    self._checked.add(digest)
+                self._sizes.move_to_end(digest)
+            await self._make_room(folder)
+            yield folder / digest
+        finally:
+            self._users[digest] -= 1
+            if not self._users[digest]:
+                del self._users[digest]
+                self._turns.pop(digest, None)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _open(self) -> Path:
+        if self._folder is None:
+            try:
+                self._folder, self._lock = _own(self._parent)
+            except OSError:
+                self._folder, self._lock = _own(Path(tempfile.mkdtemp(prefix="text2song-adapters-")))
+            there = [path for path in self._folder.iterdir() if path.name != LOCK]
+            for path in sorted(there, key=lambda path: path.stat().st_mtime):
+                if path.name.endswith(UNFINISHED) or not path.is_dir():
+                    _remove(path)
+                else:
+                    self._sizes[path.name] = sum(file.stat().st_size for file in path.iterdir())
+        return self._folder
+
+    async def _fetch(self, source: str, path: Path) -> int:
+        """The size of the files once they are at the path, which has their SHA-256 as its name."""
+        if (size := await asyncio.to_thread(_size, path, path.name)) is not None:
+            return size
+        part = path.with_name(path.name + UNFINISHED)
+        try:
+            await until_done(partial(self._copy, source, part), WHO)
+            if (size := await asyncio.to_thread(_size, part, path.name)) is None:
+                raise DamagedError(
+                    f"its files below {source!r} are damaged: their SHA-256 is not {path.name}. "
+                    "Put sound copies in their place"
+                )
+            await asyncio.to_thread(_name, part, path)
+        finally:
+            await asyncio.to_thread(_remove, part)
+        return size
+
+    async def _copy(self, source: str, part: Path) -> None:
+        await asyncio.to_thread(part.mkdir, exist_ok=True)
+        for name, limit in FILES.items():
+            size = 0
+            with await asyncio.to_thread((part / name).open, "wb") as file:
+                async for chunk in self._objects.read(f"{source}/{name}"):
+                    size += len(chunk)
+                    if size > limit:
+                        raise DamagedError(f"{source}/{name} has more bytes than the limit of {limit:,}")
+                    await asyncio.to_thread(file.write, chunk)
+
+    async def _make_room(self, folder: Path) -> None:
+        for digest in [digest for digest in self._sizes if digest not in self._users]:
+            if sum(self._sizes.values()) <= self._limit:
+                break
+            del self._sizes[digest]
+            self._checked.discard(digest)
+            await asyncio.to_thread(_remove, folder / digest)
+
+
+def _own(parent: Path) -> tuple[Path, int]:
+    """A folder that no other process uses, as long as its lock is open."""
+    for number in count():
+        folder = parent / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return folder, lock
+    raise AssertionError
+
+
+def _size(folder: Path, digest: str) -> int | None:
+    """Of all files together, None unless they are there and have that digest."""
+    files = []
+    for name in FILES:
+        try:
+            with (folder / name).open("rb") as file:
+                found = file_digest(file, "sha256").hexdigest()
+                files.append(AdapterFile(name=name, size=file.tell(), sha256=found))
+        except OSError:
+            return None
+    return sum(file.size for file in files) if listing_digest(files) == digest else None
+
+
+def _name(part: Path, path: Path) -> None:
+    _remove(path)
+    part.rename(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
