@@ -92,7 +92,8 @@ def _body(registry: Registry, model: Model) -> ModelBody:
 def _parameters(model: Model) -> dict[str, Parameter]:
     defaults = {**asdict(Sampling()), "priority": 0, "adapter_scale": 1}
     parameters = {name: _parameter(defaults[name], RANGES[name]) for name in RANGES}
-    parameters["duration"] = _parameter(min(DEFAULT_DURATION, model.max_duration), (MIN_DURATION, model.max_extended_duration))
+    usual = min(DEFAULT_DURATION, model.max_duration)
+    parameters["duration"] = _parameter(usual, (MIN_DURATION, model.max_extended_duration))
     parameters["num_samples"] = _parameter(1, (1, MAX_SAMPLES))
     return parameters
 
