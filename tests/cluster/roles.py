@@ -64,7 +64,7 @@ class Role:
         async with asyncio.timeout(seconds):
             return await self._process.wait()
 
-    async def stop(self, seconds: float = 20.0) -> int:
+    async def stop(self, seconds: float = 60.0) -> int:
         self.send(signal.SIGTERM)
         return await self.ending(seconds)
 

@@ -179,7 +179,7 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path) -> 
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         pulled = pull("facebook/musicgen-small", endpoint, tmp_path)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50
     assert "facebook/musicgen-small could not be downloaded from http://127.0.0.1" in pulled.stderr
     assert "Traceback" not in pulled.stderr
 
