@@ -4,6 +4,7 @@ The variables: ROUNDS; DEVICE, a torch device; THREADS, by default as many as th
 which has random weights; BATCHES and SECONDS for small.
 """
 
+import copy
 import os
 import statistics
 import tempfile
@@ -60,10 +61,9 @@ def sing(engine: MusicgenEngine, durations: list[float], adapters: list[Adapter 
     return time.perf_counter() - began
 
 
-def generate(engine: MusicgenEngine, rows: int, seconds: float, names: list[str] | None = None) -> float:
-    """The same by the library. `names` are PEFT's, one a clip."""
+def generate(engine: MusicgenEngine, network: Any, rows: int, seconds: float, names: list[str] | None = None) -> float:
+    """The same by the library, with a network of its own. `names` are PEFT's, one a clip."""
     began = time.perf_counter()
-    network: Any = engine.network
     encoded = engine._tokenizer([PROMPT] * rows, return_tensors="pt", padding=True).to(engine.device)
     frames = round(seconds * network.config.audio_encoder.frame_rate)
     options: dict[str, Any] = {"do_sample": True, "guidance_scale": 3.0, "top_k": 250, "max_new_tokens": frames + 3}
@@ -102,17 +102,17 @@ def adapters(engine: MusicgenEngine, folder: Path, rank: int = 8) -> list[Adapte
 
 
 @contextmanager
-def peft(engine: MusicgenEngine, made: list[Adapter]) -> Iterator[None]:
-    """The library's network with the adapters in PEFT's hands."""
-    whole = engine.network.decoder
+def peft(network: Any, made: list[Adapter]) -> Iterator[Any]:
+    """The network with the adapters in PEFT's hands."""
+    whole = network.decoder
     wrapped: Any = PeftModel.from_pretrained(whole, made[0].folder, adapter_name="0")
     for number, each in enumerate(made[1:], start=1):
         wrapped.load_adapter(each.folder, adapter_name=f"{number}")
     try:
-        engine.network.decoder = wrapped
-        yield
+        network.decoder = wrapped
+        yield network
     finally:
-        engine.network.decoder = wrapped.unload()
+        network.decoder = wrapped.unload()
 
 
 def nano() -> None:
@@ -121,15 +121,20 @@ def nano() -> None:
     if threads := os.environ.get("THREADS"):
         torch.set_num_threads(int(threads))
     print(f"{NANO.id} on {engine.device}, {torch.get_num_threads()} thread(s), {engine.capacity} rows\n")
+    network: Any = MusicgenForConditionalGeneration
+    network = network.from_pretrained(
+        resolve(NANO.id).folder, dtype=torch.float32, attn_implementation={"decoder": "sdpa"}
+    )
+    network.eval().to(DEVICE)
     none: list[Adapter | None] = [None]
     mixed = [4.0 + number % 4 * 2.0 for number in range(16)]
     sing(engine, [1.0], none)
-    generate(engine, 1, 1.0)
+    generate(engine, network, 1, 1.0)
     for rows in (1, 8):
         compare(
             f"{rows} clip(s) of 10 s: the engine, and generate()",
             partial(sing, engine, [10.0] * rows, none * rows),
-            partial(generate, engine, rows, 10.0),
+            partial(generate, engine, network, rows, 10.0),
             unit=10.0 * rows,
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +173,9 @@ def small() -> None:
     )
     network: Any = MusicgenForConditionalGeneration(config)
     network.generation_config.update(pad_token_id=2048, bos_token_id=2048, decoder_start_token_id=2048)
+    other = copy.deepcopy(network).eval().to(DEVICE)
+    if DEVICE != "cpu":
+        other.decoder.to(torch.bfloat16)
     engine = MusicgenEngine(network, tokenizer, replace(NOISE, id="small"), torch.device(DEVICE), max(BATCHES))
     print(f"the shape of musicgen-small on {engine.device}, {torch.get_num_threads()} thread(s)\n")
     steps = SECONDS * 50 + 3
@@ -178,21 +186,21 @@ def small() -> None:
             names = ["__base__" if kind is None else kind.sha256 for kind in kinds]
             base: list[Adapter | None] = [None] * rows
             sing(engine, [1.0] * rows, base)
-            generate(engine, rows, 1.0)
+            generate(engine, other, rows, 1.0)
             for title, asked in (("base", base), ("adapters", kinds)):
                 peak = _peak(engine, partial(sing, engine, [SECONDS] * rows, asked))
                 print(f"{rows} rows, {title}: {peak[0] * 1000 / steps:.2f} ms a step with audio, {peak[1]:.2f} GB")
             compare(
                 f"{rows} clip(s) of {SECONDS:g} s: the engine, and generate()",
                 partial(sing, engine, [SECONDS] * rows, base),
-                partial(generate, engine, rows, SECONDS),
+                partial(generate, engine, other, rows, SECONDS),
                 unit=SECONDS * rows,
             )
-            with peft(engine, made):
+            with peft(other, made) as wrapped:
                 compare(
                     f"{rows} clip(s) with adapters: the engine, and PEFT",
                     partial(sing, engine, [SECONDS] * rows, kinds),
-                    partial(generate, engine, rows, SECONDS, names),
+                    partial(generate, engine, wrapped, rows, SECONDS, names),
                     unit=SECONDS * rows,
                 )
 
