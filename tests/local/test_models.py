@@ -25,7 +25,7 @@ def test_scenario_list_available_models(studio: Running) -> None:
     assert sorted(model["id"] for model in models) == sorted(model.id for model in KNOWN)
     assert [model["id"] for model in models if model["is_active"]] == [models[0]["id"]] == [NOISE.id]
     assert [model["id"] for model in models if model["is_loaded"]] == [NOISE.id]
-    assert (models[0]["workers"], models[0]["capacity"]) == (1, 1)
+    assert (models[0]["workers"], models[0]["capacity"] >= 1) == (1, True)
     for model in models:
         assert model["max_duration"] > 0
         assert model["sample_rate"] in {16000, 32000}
