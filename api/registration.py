@@ -1,6 +1,7 @@
 """How an adapter comes in: received or fetched into a folder of its own, checked, stored, registered."""
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from commands import adapters as commands
 from commands.transact import Receipt
 from domain import adapters
 from domain.adapters import AdapterRequest
-from domain.errors import Fault, InvalidError, NotFoundError
+from domain.errors import Fault, InvalidError, NotFoundError, UnavailableError
 from domain.events.adapters import AdapterRegistered
-from domain.journal import until_done
 from domain.lora import CONFIG, MAX_CONFIG, MAX_WEIGHTS, WEIGHTS
 from domain.ports import ObjectStore, check_key
 from workers import adapter_files
@@ -29,6 +29,8 @@ from workers.adapter_files import Checked
 FILES: Final = {"weights": Slot(WEIGHTS, MAX_WEIGHTS), "config": Slot(CONFIG, MAX_CONFIG)}
 JSON_FIELDS: Final = ("training_config", "metrics")
 PLACES: Final = ("uploads/", "adapters/")
+
+logger: Final = logging.getLogger(__name__)
 
 
 class StoredAdapter(AdapterRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +115,10 @@ async def _register(services: Services, asked: AdapterRequest, folder: Path) -> 
             await services.objects.put(f"{place}/{file.name}", content, replace=False)
 
     async def discard() -> None:
-        await until_done(lambda: services.objects.delete(place), "The registry of adapters")
+        try:
+            await services.objects.delete(place)
+        except UnavailableError as error:
+            logger.warning("Files of an adapter that was refused stay below %s: %s", place, error)
 
     return await commands.register(services.journal, services.views, registration, store, discard)
 

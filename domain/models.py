@@ -226,5 +226,7 @@ class Registry:
 def _told(known: Model | None, id_: str, loaded: LoadedModel) -> Model:
     """A model as its workers tell of it, where this process does not know better."""
     if known is None:
-        return convert({**asdict(loaded), "id": id_, "capabilities": ["text-to-music"]}, Model)
+        longest = loaded.max_extended_duration or loaded.max_duration
+        computed = {"id": id_, "capabilities": ["text-to-music"], "max_extended_duration": longest}
+        return convert(asdict(loaded) | computed, Model)
     return replace(known, revision=known.revision or loaded.revision)

@@ -25,7 +25,7 @@ def test_scenario_list_available_models(studio: Running) -> None:
     assert sorted(model["id"] for model in models) == sorted(model.id for model in KNOWN)
     assert [model["id"] for model in models if model["is_active"]] == [models[0]["id"]] == [NOISE.id]
     assert [model["id"] for model in models if model["is_loaded"]] == [NOISE.id]
-    assert (models[0]["workers"], models[0]["capacity"]) == (1, 1)
+    assert (models[0]["workers"], models[0]["capacity"] >= 1) == (1, True)
     for model in models:
         assert 0 < model["max_duration"] <= model["max_extended_duration"]
         assert model["sample_rate"] in {16000, 32000}
@@ -114,9 +114,9 @@ async def test_a_model_that_only_a_worker_knows_has_the_limits_it_tells(parts: P
     assert (mine["max_duration"], mine["revision"], mine["license"]) == (12, "5d5d5d5d", "MIT")
     request = await submitted(parts, model_id="local/mine@1", duration=12)
     assert (request.model_id, request.model_revision) == ("local/mine@1", "5d5d5d5d")
-    over = {"prompt": "x", "model_id": "local/mine@1", "duration": 13}
-    if mine["max_extended_duration"] is None:
-        assert "to 12 s" in (await parts.http.post("/generate", json=over)).json()["detail"]
+    longest = mine["parameters"]["duration"]["maximum"]
+    over = {"prompt": "x", "model_id": "local/mine@1", "duration": longest + 1}
+    assert f"to {longest:g} s" in (await parts.http.post("/generate", json=over)).json()["detail"]
 
 
 async def test_the_default_is_chosen_for_every_process_and_outlives_a_restart(tmp_path: Path) -> None:
