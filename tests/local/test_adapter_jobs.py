@@ -10,9 +10,11 @@ from domain.errors import UnavailableError
 from domain.lora import WEIGHTS
 from domain.models import NOISE
 from tests import adapter as made
+from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
 from tests.local.test_adapters import JAZZ, get, register, without_base
+from tests.local.test_jobs import submit, when
 
 
 async def test_scenario_submit_generation_with_adapter_selection(parts: Parts) -> None:
@@ -141,3 +143,19 @@ async def test_a_worker_waits_for_a_store_that_is_away(parts: Parts, monkeypatch
         job_id = (await parts.http.post("/generate", json=request)).json()["job_id"]
         job = await parts.when(job_id, "completed")
     assert (away.is_set(), job.attempt) == (True, 1)
+
+
+def test_an_adapter_is_heard_as_much_as_is_asked_for(studio: Running) -> None:
+    """Through the whole studio, with a model that runs."""
+    answer = studio.http.post("/adapters", **made.form(name="heard"))
+    adapter = answer.json()["id"]
+
+    def digest(**fields: Any) -> str:
+        job = when(studio, submit(studio, seed=5, duration=1, **fields), "completed")
+        return str(studio.http.get(f"/audio/{job['sample_ids'][0]}").json()["pcm_sha256"])
+
+    base, whole = digest(), digest(adapter_id=adapter)
+    assert base != whole
+    assert digest(adapter_id=adapter, adapter_scale=0) == base
+    assert digest(adapter_id=adapter) == whole
+    assert digest(adapter_id=adapter, adapter_scale=0.5) not in {base, whole}
