@@ -100,6 +100,7 @@ def _shared(modules: list[Any], *, is_table: bool = False) -> torch.Tensor:
     """One matrix of all their weights, which from then on are parts of it.
 
     On a CPU it lies in memory column by column, unless its rows are looked up: products are then a seventh faster.
+    `save_pretrained` cannot write such weights: save a network that no engine was made of.
     """
     whole = torch.cat([module.weight.detach() for module in modules])
     if whole.device.type == "cpu" and not is_table:
