@@ -79,7 +79,8 @@ def master(pcm: NDArray[np.float32], sample_rate: int, tags: Mapping[str, str]) 
     return Master(
         flac=flac,
         sha256=hashlib.sha256(flac).hexdigest(),
-        pcm_sha256=pcm_sha256(flac),
+        # libsndfile opens no FLAC without samples.
+        pcm_sha256=pcm_sha256(flac) if pcm.size else hashlib.sha256().hexdigest(),
         size=len(flac),
         duration_seconds=pcm.shape[1] / sample_rate,
         sample_rate=sample_rate,
