@@ -27,7 +27,6 @@ class Adapter(Struct, frozen=True):
     version: str
     base_model: str
     rank: int
-    size: int
     is_active: bool
 
 
@@ -79,8 +78,9 @@ async def register(url: str, folder: Path, fields: dict[str, str]) -> None:
 
 
 async def show(url: str) -> None:
-    wide = [Column(name, no_wrap=True) for name in ("base model", "id")]
-    table = Table("", "adapter", "version", wide[0], "rank", "size", wide[1])
+    # In a narrow terminal names are folded, and neither cut nor left out.
+    adapter, model = (Column(name, overflow="fold", min_width=10) for name in ("adapter", "base model"))
+    table = Table("", adapter, model, "rank", Column("id", no_wrap=True))
     async with StudioClient(url) as client:
         await client.index()
         path: str | None = f"/adapters?limit={PAGE}"
@@ -94,6 +94,5 @@ async def show(url: str) -> None:
 
 def _row(adapter: Adapter) -> tuple[Any, ...]:
     mark = "*" if adapter.is_active else ""
-    size = f"{adapter.size / 1e6:.1f} MB"
     model = escape(adapter.base_model)
-    return mark, adapter.name, adapter.version, model, str(adapter.rank), size, adapter.id
+    return mark, escape(f"{adapter.name} {adapter.version}"), model, str(adapter.rank), adapter.id
