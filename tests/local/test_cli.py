@@ -240,7 +240,7 @@ def test_an_adapter_is_registered_and_listed(studio: Running, tmp_path: Path) ->
     added = text2song("adapters", "add", "brushes", *named, "--url", studio.url, cwd=tmp_path)
     assert added.returncode == 0, added.stderr
     assert added.stdout.startswith(f"Adapter brushes 1.0.0 of {NOISE.id}, rank 2, is ")
-    listed = text2song("adapters", "list", "--url", studio.url, cwd=tmp_path, COLUMNS="80")
+    listed = text2song("adapters", "list", "--url", studio.url, cwd=tmp_path, COLUMNS="200")
     assert re.search(r"│ \* +│ brushes 1\.0\.0 ", listed.stdout), listed.stdout
     (tmp_path / "brushes" / "adapter_model.safetensors").write_bytes(b"PK\3\4 and more")
     refused = text2song("adapters", "add", "brushes", *named, "--url", studio.url, cwd=tmp_path)
