@@ -51,7 +51,8 @@ class Moments:
         await asyncio.sleep(self._dice.uniform(0, 0.05))
 
     def _files(self) -> set[Path]:
-        return set(self._objects.glob("samples/*/*/*"))
+        # The walk passes over folders that the studio removes meanwhile.
+        return {Path(folder, name) for folder, _, names in os.walk(self._objects / "samples") for name in names}
 
 
 @contextmanager
