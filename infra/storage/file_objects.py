@@ -159,10 +159,12 @@ class FileObjects:
 def _prepare(root: Path) -> Path:
     with _refusals(str(root)):
         root.mkdir(parents=True, exist_ok=True)
-        for path in root.rglob(f"{TEMPORARY}*"):
-            with suppress(FileNotFoundError):
-                if path.lstat().st_mtime < time.time() - STALE_SECONDS:
-                    path.unlink()
+        # Other processes may remove folders meanwhile, over which a walk passes and a glob stumbles.
+        for folder, _, names in os.walk(root):
+            for path in (Path(folder, name) for name in names if name.startswith(TEMPORARY)):
+                with suppress(FileNotFoundError):
+                    if path.lstat().st_mtime < time.time() - STALE_SECONDS:
+                        path.unlink()
         return root.resolve()
 
 
