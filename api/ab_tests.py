@@ -20,10 +20,10 @@ from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
 from commands import ab_tests as commands
 from commands.ab_tests import VoteRequest
-from commands.transact import Receipt, load, seen
+from commands.transact import Receipt, existing, seen
 from domain import verdicts
 from domain.ab_tests import AB_TESTS, AB_VOTES, ABTest, PairStatus, Status, Vote, begun, job_id, job_ids, pair_statuses
-from domain.errors import Fault, InvalidError, NotFoundError
+from domain.errors import Fault, InvalidError
 from domain.events import Recorded
 from domain.events.ab_tests import ABTestCreated, Arm, Choice
 from domain.events.jobs import AdapterSnapshot
@@ -141,7 +141,7 @@ async def list_ab_tests(
 
 @get("/ab-tests/{ab_test_id:str}", operation_id="getABTest", opt=CURRENT, tags=["ab-tests"])
 async def get_ab_test(services: Injected, ab_test_id: FromPath[str]) -> Response[ABTestBody]:
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     return Response(await _body(services, test), headers=positions.headers(*seen(AB_TESTS, test)))
 
 
@@ -155,7 +155,7 @@ async def get_ab_test(services: Injected, ab_test_id: FromPath[str]) -> Response
 async def cast_vote(services: Injected, ab_test_id: FromPath[str], data: JSONBody[VoteRequest]) -> Response[VoteBody]:
     """Tells which arm was on which side. Of a voter's votes on one trial the first counts; later ones answer 409."""
     trial = (await services.seals.get()).open(data.trial_id)
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     if trial.ab_test_id != ab_test_id:
         raise unknown(data.trial_id)
     receipt = await commands.vote(services.journal, services.views, trial, data)
@@ -183,7 +183,7 @@ async def close_ab_test(
 ) -> Response[ABTestBody]:
     """No vote counts from then on. Closing a closed test changes nothing."""
     receipt = await commands.close(services.journal, services.views, ab_test_id)
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     return Response(await _body(services, test), headers=positions.headers(*receipt.positions))
 
 
@@ -197,7 +197,7 @@ async def get_results(
 
     Votes on a pair that was lost later count on: leaving them out then could be used to choose the verdict.
     """
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     votes = [_judged(vote) for vote in await _votes(services, ab_test_id)]
     if file_format == "json":
         found = await asyncio.to_thread(results, votes, duration=test.request.duration)
@@ -249,16 +249,10 @@ def _harmless(cell: object) -> object:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
-async def _load(services: Services, ab_test_id: str) -> ABTest:
-    if test := await load(services.views, AB_TESTS, ab_test_id):
-        return test
-    raise NotFoundError("A/B test", ab_test_id)
-
-
 async def _created(services: Services, receipt: Receipt) -> ABTest:
     """As it will be shown, where it cannot be read back yet."""
     if await services.views.show(receipt.positions):
-        return await _load(services, receipt.id)
+        return await existing(services.views, AB_TESTS, receipt.id, "A/B test")
     [created] = [event for event in receipt.events if isinstance(event, ABTestCreated)]
     at = receipt.positions[-1]
     return begun(created, Recorded(at, receipt.id, receipt.event_id or "", services.journal.now(), created))

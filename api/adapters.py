@@ -18,7 +18,7 @@ from api.http.streams import stream
 from api.http.uploads import FORM
 from api.registration import Registration, registered
 from commands import adapters as commands
-from commands.transact import load, seen
+from commands.transact import existing, seen
 from domain.ab_tests import AB_TESTS
 from domain.adapters import ADAPTERS, Adapter, AdapterChanges
 from domain.errors import DamagedError, NotFoundError
@@ -85,7 +85,7 @@ async def register_adapter(request: Request[Any, Any, Any], services: Injected) 
     one of the name and version answers 409.
     """
     receipt = await registered(request, services)
-    adapter = await _load(services, receipt.id)
+    adapter = await existing(services.views, ADAPTERS, receipt.id, "adapter")
     headers = {"Location": f"/adapters/{receipt.id}", **positions.headers(*receipt.positions)}
     return Response(AdapterBody(**_fields(adapter)), status_code=HTTP_201_CREATED, headers=headers)
 
@@ -117,7 +117,7 @@ async def list_adapters(
 
 @get("/adapters/{adapter_id:str}", operation_id="getAdapter", opt=CURRENT, tags=["adapters"])
 async def get_adapter(services: Injected, adapter_id: FromPath[str]) -> Response[AdapterDetails]:
-    adapter = await _load(services, adapter_id)
+    adapter = await existing(services.views, ADAPTERS, adapter_id, "adapter")
     body = AdapterDetails(lineage=await _lineage(services, adapter), **_fields(adapter))
     return Response(body, headers=positions.headers(*seen(ADAPTERS, adapter)))
 
@@ -130,7 +130,7 @@ async def change_adapter(
     deactivated; new ones are refused.
     """
     receipt = await commands.change(services.journal, services.views, adapter_id, data)
-    adapter = await _load(services, adapter_id)
+    adapter = await existing(services.views, ADAPTERS, adapter_id, "adapter")
     return Response(AdapterBody(**_fields(adapter)), headers=positions.headers(*receipt.positions))
 
 
@@ -139,7 +139,7 @@ async def get_file(
     request: Request[Any, Any, Any], services: Injected, adapter_id: FromPath[str], name: FromPath[str]
 ) -> Response[Any]:
     """One of the adapter's files, as PEFT reads it. Honours Range, If-Range and If-None-Match."""
-    adapter = await _load(services, adapter_id)
+    adapter = await existing(services.views, ADAPTERS, adapter_id, "adapter")
     listed = next((file for file in adapter.request.files if file.name == name), None)
     if listed is None:
         raise NotFoundError("file of the adapter", name)
@@ -154,12 +154,6 @@ async def get_file(
 
 
 ROUTES: Final = (register_adapter, list_adapters, get_adapter, change_adapter, get_file)
-
-
-async def _load(services: Services, adapter_id: str) -> Adapter:
-    if adapter := await load(services.views, ADAPTERS, adapter_id):
-        return adapter
-    raise NotFoundError("adapter", adapter_id)
 
 
 async def _lineage(services: Services, adapter: Adapter) -> Lineage:

@@ -9,10 +9,9 @@ from msgspec.structs import asdict
 from api.http import pages, positions
 from api.http.pages import Page
 from api.http.positions import CURRENT
-from api.http.services import Injected, Services
+from api.http.services import Injected
 from commands import prompts as commands
-from commands.transact import load
-from domain.errors import NotFoundError
+from commands.transact import existing
 from domain.events.prompts import PromptAttributes
 from domain.prompts import PROMPTS, Prompt, PromptRequest
 
@@ -35,7 +34,7 @@ async def create_prompt(
     receipt = await commands.create(services.journal, services.views, data, idempotency_key)
     headers = {"Location": f"/prompts/{receipt.id}", **positions.headers(*receipt.positions)}
     if await services.views.show(receipt.positions):
-        shown = _body(await _load(services, receipt.id))
+        shown = _body(await existing(services.views, PROMPTS, receipt.id, "prompt"))
         return Response(shown, status_code=HTTP_201_CREATED, headers=headers)
     fields = asdict(data) | {"id": receipt.id, "created_at": services.journal.now()}
     pending = convert(fields, PromptBody, from_attributes=True)
@@ -51,16 +50,10 @@ async def list_prompts(
 
 @get("/prompts/{prompt_id:str}", operation_id="getPrompt", opt=CURRENT, tags=["prompts"])
 async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody:
-    return _body(await _load(services, prompt_id))
+    return _body(await existing(services.views, PROMPTS, prompt_id, "prompt"))
 
 
 ROUTES: Final = (create_prompt, list_prompts, get_prompt)
-
-
-async def _load(services: Services, prompt_id: str) -> Prompt:
-    if prompt := await load(services.views, PROMPTS, prompt_id):
-        return prompt
-    raise NotFoundError("prompt", prompt_id)
 
 
 def _body(prompt: Prompt) -> PromptBody:

@@ -16,7 +16,7 @@ from api.http.renditions import AudioFile
 from api.http.sealing import Seal, unknown
 from api.http.services import Injected, Services
 from api.http.streams import stream
-from commands.transact import load
+from commands.transact import existing
 from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, ABTest, job_id, vote_id
 from domain.errors import ConflictError, DamagedError, Fault, InvalidError, NotFoundError, UnavailableError
 from domain.events.ab_tests import Arm, Side
@@ -65,7 +65,7 @@ async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter
     """
     if not voter.strip():
         raise InvalidError([Fault("/voter", f"voter is {voter!r}, which is blank. Send a name or id of the listener.")])
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     if test.status != "ready":
         advice = "ask again when it is ready" if test.status == "generating" else "it takes no more votes"
         raise ConflictError(f"A/B test {ab_test_id} is {test.status}; {advice}.")
@@ -112,7 +112,7 @@ async def trial_audio(
     trial = seal.open(trial_id)
     if trial.ab_test_id != ab_test_id:
         raise unknown(trial_id)
-    test = await _load(services, ab_test_id)
+    test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     arms = (await _pairs(services, test, only=trial.pair)).get(trial.pair)
     if arms is None:
         raise unknown(trial_id)
@@ -128,12 +128,6 @@ async def trial_audio(
 
 
 ROUTES: Final = (next_trial, trial_audio)
-
-
-async def _load(services: Services, ab_test_id: str) -> ABTest:
-    if test := await load(services.views, AB_TESTS, ab_test_id):
-        return test
-    raise NotFoundError("A/B test", ab_test_id)
 
 
 async def _pairs(services: Services, test: ABTest, only: int | None = None) -> dict[int, Arms]:

@@ -6,7 +6,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from msgspec import Struct
 
-from domain.errors import UnavailableError
+from domain.errors import NotFoundError, UnavailableError
 from domain.events import Erased, Event
 from domain.journal import Journal
 from domain.ports import D, Position, Reader, View
@@ -53,6 +53,13 @@ async def transact(
 
 async def load(views: Reader, view: View[D], id_: str) -> D | None:
     return (await views.get(view, [id_])).get(id_)
+
+
+async def existing(views: Reader, view: View[D], id_: str, what: str) -> D:
+    """Raises NotFoundError, which says what is not there."""
+    if (document := await load(views, view, id_)) is None:
+        raise NotFoundError(what, id_)
+    return document
 
 
 def seen(view: View[Any], aggregate: Any) -> tuple[Position, ...]:

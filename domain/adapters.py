@@ -30,7 +30,7 @@ from domain.events.adapters import (
 from domain.events.jobs import AdapterSnapshot
 from domain.outcomes import Outcome, judge
 from domain.ports import View
-from domain.prompts import CONTROL
+from domain.prompts import CONTROL, control_faults
 
 COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")  # other revisions are names, which may move
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
@@ -256,9 +256,8 @@ def _text_faults(description: str) -> Iterator[Fault]:
     if len(description) > MAX_DESCRIPTION:
         detail = f"description has {len(description):,} characters; the limit is {MAX_DESCRIPTION:,}."
         yield Fault("/description", detail)
-    elif found := CONTROL.search(description):
-        detail = f"Character {found.start() + 1:,} is U+{ord(found[0]):04X}, which is no text; take it out."
-        yield Fault("/description", detail)
+    else:
+        yield from control_faults(description, "/description")
 
 
 def _entry_faults(field: str, entries: Mapping[str, Any]) -> Iterator[Fault]:

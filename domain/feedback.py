@@ -25,7 +25,7 @@ from domain.events.feedback import (
 )
 from domain.idempotency import digest
 from domain.ports import View
-from domain.prompts import CONTROL
+from domain.prompts import control_faults
 
 
 class Revision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -261,6 +261,4 @@ def _text_faults(request: Revision) -> Iterator[Fault]:
     notes = _notes(request) or ""
     yield from notes_faults(notes)
     for pointer, text in [("/notes", notes), *((f"/tags/{index}", tag) for index, tag in enumerate(request.tags))]:
-        if (found := CONTROL.search(text)) is not None:
-            detail = f"Character {found.start() + 1:,} is U+{ord(found[0]):04X}, which is no text; take it out."
-            yield Fault(pointer, detail)
+        yield from control_faults(text, pointer)

@@ -15,7 +15,7 @@ from domain.events.jobs import SEEDS, AdapterSnapshot, Sampling
 from domain.events.prompts import PromptAttributes
 from domain.generation import DEFAULT_DURATION, GenerationRequest, adapter_faults, bound_faults, worded
 from domain.models import Registry
-from domain.prompts import CONTROL, Prompt, is_visible
+from domain.prompts import Prompt, control_faults, is_visible
 from domain.trials import PAIRS_A_CATCH
 
 AA: Final = "Both arms are {0}: this is an A/A test, which shows how often listeners prefer one of two equal arms."
@@ -118,9 +118,8 @@ def _prompts(
 def _faults(request: ABTestRequest) -> Iterator[Fault]:
     if not any(map(is_visible, request.name)):
         yield Fault("/name", "The name is empty; say what the test is to find out.")
-    elif (found := CONTROL.search(request.name)) is not None:
-        detail = f"Character {found.start() + 1:,} of the name is U+{ord(found[0]):04X}, which is no text; take it out."
-        yield Fault("/name", detail)
+    elif faults := control_faults(request.name, "/name", " of the name"):
+        yield from faults
     elif len(request.name) > MAX_LABEL:
         yield Fault("/name", f"name has {len(request.name):,} characters; it must have 1 to {MAX_LABEL}.")
     if (request.prompt_ids is None) == (request.prompts is None):

@@ -53,14 +53,19 @@ def own_id(job_id: str) -> str:
 def text_faults(text: str, pointer: str) -> list[Fault]:
     if not any(is_visible(character) for character in text):
         return [Fault(pointer, "The prompt is empty; say what you want to hear.")]
-    if (found := CONTROL.search(text)) is not None:
-        detail = (
-            f"Character {found.start() + 1:,} of the prompt is U+{ord(found[0]):04X}, which is no text; take it out."
-        )
-        return [Fault(pointer, detail)]
+    if faults := control_faults(text, pointer, " of the prompt"):
+        return faults
     if len(text) > MAX_TEXT:
         return [Fault(pointer, f"The prompt has {len(text):,} characters; the limit is {MAX_TEXT:,}.")]
     return []
+
+
+def control_faults(text: str, pointer: str, of: str = "") -> list[Fault]:
+    """At most one: of the first control character. `of` says whose character it is, in front of the verb."""
+    if (found := CONTROL.search(text)) is None:
+        return []
+    detail = f"Character {found.start() + 1:,}{of} is U+{ord(found[0]):04X}, which is no text; take it out."
+    return [Fault(pointer, detail)]
 
 
 def is_visible(character: str) -> bool:
