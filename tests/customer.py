@@ -125,7 +125,11 @@ class Customer:
             body = {"name": key, "prompts": [f"snow, {key}"], "pairs_per_prompt": PAIRS, "duration": 1.0}
             test = (await self._ask("POST", "/ab-tests", json=body, headers={"Idempotency-Key": key})).json()
             self.accepted |= {pair[job]: 1 for pair in test["pairs"] for job in ("job_a", "job_b")}
-            await eventually(partial(self._is_ready, test["id"]), PATIENCE)
+            # While everything dies a worker may hardly come to work, so only afterwards its time is limited.
+            while not (is_ready := await self._is_ready(test["id"])) and not self.leaving:
+                pass
+            if not is_ready:
+                await eventually(partial(self._is_ready, test["id"]), PATIENCE)
             await asyncio.gather(*(self._vote(test["id"], voter) for voter in VOTERS))
 
     async def _is_ready(self, test_id: str) -> bool:
