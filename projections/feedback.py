@@ -123,25 +123,20 @@ async def fold(store: Reader, batch: Sequence[Recorded]) -> Changes:
 
 
 class _Tally:
+    """A counter as the batch moves it. What was counted before changes nothing."""
+
     def __init__(self, stats: FeedbackStats) -> None:
         self._stats = stats
-        self._counts = dict(stats.counts)
-        self._position = stats.position
+        self.start = self.position = stats.position
+        self.counts = dict(stats.counts)
 
     @property
     def is_moved(self) -> bool:
-        return self._position != self._stats.position
-
-    def count(self, change: Counts, times: int, offset: int) -> None:
-        """Once: what was counted before changes nothing."""
-        if 2 * offset > self._stats.position:
-            for name, number in change.items():
-                self._counts[name] = self._counts.get(name, 0) + times * number
-            self._position = 2 * offset
+        return self.position != self.start
 
     def stats(self) -> FeedbackStats:
-        counts = {name: number for name, number in sorted(self._counts.items()) if number}
-        return replace(self._stats, counts=counts, position=self._position)
+        counts = {name: number for name, number in sorted(self.counts.items()) if number}
+        return replace(self._stats, counts=counts, position=self.position)
 
 
 async def _counted(store: Reader, moves: Sequence[Move]) -> dict[str, _Tally]:
@@ -149,25 +144,28 @@ async def _counted(store: Reader, moves: Sequence[Move]) -> dict[str, _Tally]:
     shares: dict[int, Share] = {id(None): {}}
     touched: dict[str, FeedbackStats] = {}
     stored, seen = set[str](), set[str]()
-    changes = list[tuple[str, Counts, int, int]]()
-    for recorded, before, after in moves:
-        for feedback in (before, after):
-            if id(feedback) not in shares and feedback is not None:
+    for recorded, *sides in moves:
+        for feedback in sides:
+            if feedback is not None and id(feedback) not in shares:
                 shares[id(feedback)] = _share(feedback, touched)
         if recorded.key not in seen:
             seen.add(recorded.key)
-            stored |= shares[id(before)].keys()
-        if before is not after:
-            old, new, offset = shares[id(before)], shares[id(after)], recorded.position.offset
-            for share, other, times in ((old, new, -1), (new, old, 1)):
-                changes += [(at, counts, times, offset) for at, counts in share.items() if counts != other.get(at)]
+            stored |= shares[id(sides[0])].keys()
     found = await store.get(STATS, list(touched))
     # Feedback that is stored has been counted, and the counter is erased only after it.
     if not stored <= found.keys():
         raise UnavailableError("Another process has folded the feedback further, so this batch has to be folded again.")
     tallies = {id_: _Tally(found.get(id_, new)) for id_, new in touched.items()}
-    for at, counts, times, offset in changes:
-        tallies[at].count(counts, times, offset)
+    for recorded, before, after in moves:
+        if before is not after:
+            old, new, position = shares[id(before)], shares[id(after)], 2 * recorded.position.offset
+            for share, other, times in ((old, new, -1), (new, old, 1)):
+                for id_, figures in share.items():
+                    tally = tallies[id_]
+                    if position > tally.start and figures != other.get(id_):
+                        tally.position = position
+                        for name, number in figures.items():
+                            tally.counts[name] = tally.counts.get(name, 0) + times * number
     return tallies
 
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 Row: TypeAlias = tuple[TopicPartition, str, bytes | None, bytes]
 Append: TypeAlias = tuple[list[Row], asyncio.Future[list[Position]]]
 
-BATCH: Final = 500
+BATCH: Final = 1_000
 POLL_SECONDS: Final = 0.002
 IDLE_POLL_SECONDS: Final = 0.02
 ACTIVE_SECONDS: Final = 1.0
