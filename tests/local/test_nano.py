@@ -10,7 +10,7 @@ import soundfile
 import torch
 from msgspec.structs import replace
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from domain.models import NANO
 from tests.conditions import eventually_sync
@@ -20,8 +20,8 @@ from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import CODEBOOK_DIM, CODEBOOK_SIZE, NUM_CODEBOOKS, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
-from workers.engines.musicgen.nano.evaluation import generate_clip
-from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE
+from workers.engines.musicgen.nano.evaluation import generate
+from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE, Signal
 from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, tempo
 from workers.engines.musicgen.nano.language_model import (
     IGNORE_INDEX,
@@ -155,6 +155,14 @@ def nano() -> MusicgenEngine:
     return MusicgenEngine.load(resolve(NANO.id), "cpu")
 
 
+@pytest.fixture(scope="module")
+def network() -> Any:
+    """As the library has it: the engine lays the decoder's weights so that few rows are fast, and many slow."""
+    return MusicgenForConditionalGeneration.from_pretrained(
+        resolve(NANO.id).folder, dtype=torch.float32, attn_implementation={"decoder": "sdpa"}
+    ).eval()
+
+
 def test_the_codec_reconstructs_songs(nano: MusicgenEngine) -> None:
     network = nano.network.audio_encoder
     figures = codec.measure(network, codec.quantiser_of(network), codec.render_songs(UNSEEN_SEEDS[0], 6))
@@ -164,11 +172,11 @@ def test_the_codec_reconstructs_songs(nano: MusicgenEngine) -> None:
     assert figures["codes_used"] > 0.9
 
 
-def test_the_loss_of_a_song_is_lowest_with_its_own_prompt(nano: MusicgenEngine) -> None:
+def test_the_loss_of_a_song_is_lowest_with_its_own_prompt(network: Any) -> None:
     """Losses are in nats per song, over the first second, where a wrong prompt shows most."""
-    songs = [compose(seed) for seed in UNSEEN_SEEDS]
+    songs = [compose(seed) for seed in UNSEEN_SEEDS[:8]]
     audio = torch.from_numpy(np.stack([play(song, 1.2) for song in songs]))
-    network, tokenizer = nano.network, AutoTokenizer.from_pretrained(resolve(NANO.id).folder)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(NANO.id).folder)
     with torch.no_grad():
         found = codec.encode_to_codes(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
     codes = found[:, :, :FRAME_RATE]
@@ -188,7 +196,7 @@ def test_the_loss_of_a_song_is_lowest_with_its_own_prompt(nano: MusicgenEngine) 
 
 
 def test_the_same_seed_is_the_same_audio_and_another_is_not(nano: MusicgenEngine) -> None:
-    first, again, other = (generate_clip(nano, "happy folk, guitar", seed, 1.0) for seed in (1, 1, 2))
+    [first], [again], [other] = (generate(nano, [("happy folk, guitar", seed)], 1.0) for seed in (1, 1, 2))
     assert first.shape == (SAMPLE_RATE,)
     assert (first == again).all()
     assert not np.array_equal(first, other)
@@ -197,29 +205,33 @@ def test_the_same_seed_is_the_same_audio_and_another_is_not(nano: MusicgenEngine
 def test_nano_plays_drums_only_if_the_prompt_asks_for_them(nano: MusicgenEngine) -> None:
     """Above 5 kHz there is hardly anything but the hiss of drums."""
 
-    def hiss(drums: str) -> float:
-        clips = [generate_clip(nano, f"rock, 120 bpm, {drums}, organ melody", seed, 4.0) for seed in (1, 2)]
+    wanted = ("with drums", "with drums", "no drums", "no drums")
+    made = generate(
+        nano, [(f"rock, 120 bpm, {drums}, organ melody", seed % 2) for seed, drums in enumerate(wanted)], 4.0
+    )
+
+    def hiss(clips: list[Signal]) -> float:
         spectra = [np.abs(np.fft.rfft(clip)) ** 2 for clip in clips]
         return float(np.mean([power[5 * len(power) // 8 :].sum() / power.sum() for power in spectra]))
 
-    assert hiss("with drums") > 3 * hiss("no drums")
+    assert hiss(made[:2]) > 3 * hiss(made[2:])
 
 
 def test_nano_plays_at_the_tempo_that_the_prompt_names(nano: MusicgenEngine) -> None:
     prompted = (78, 96, 115, 134)
-    detected = [tempo(generate_clip(nano, f"{bpm} bpm, rock, with drums, guitar melody", bpm)) for bpm in prompted]
+    clips = generate(nano, [(f"{bpm} bpm, rock, with drums, guitar melody", bpm) for bpm in prompted])
+    detected = [tempo(clip) for clip in clips]
     assert sum(abs(found / bpm - 1) < TEMPO_TOLERANCE for found, bpm in zip(detected, prompted, strict=True)) >= 3, (
         detected
     )
 
 
 def test_an_adapter_learns_a_song_in_a_few_steps_and_leaves_the_base_model_unchanged(
-    nano: MusicgenEngine, tmp_path: Path
+    network: Any, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    checkpoint = resolve(NANO.id).folder
-    network, tokenizer = nano.network, AutoTokenizer.from_pretrained(checkpoint)
-    audio = torch.from_numpy(play(compose(UNSEEN_SEEDS[0]), 3.0))[None]
+    tokenizer = AutoTokenizer.from_pretrained(resolve(NANO.id).folder)
+    audio = torch.from_numpy(play(compose(UNSEEN_SEEDS[0]), 1.0))[None]
     with torch.no_grad():
         codes = codec.encode_to_codes(network.audio_encoder, codec.quantiser_of(network.audio_encoder), audio)
     prompts, keep = ["my song"], torch.ones(1)
@@ -264,6 +276,6 @@ def test_a_studio_makes_the_same_audio_as_the_engine_alone(nano: MusicgenEngine,
     audio, rate = soundfile.read(io.BytesIO(stream.content), dtype="float32")
     assert (rate, len(audio)) == (SAMPLE_RATE, 2 * SAMPLE_RATE)
     assert running.stop() == 0
-    made = generate_clip(nano, str(prompt["prompt"]), 5, 2.0)
+    [made] = generate(nano, [(str(prompt["prompt"]), 5)], 2.0)
     alike = np.dot(audio, made) / (np.linalg.norm(audio) * np.linalg.norm(made))
     assert alike > 0.99
