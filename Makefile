@@ -52,7 +52,7 @@ servers: $(STAMP) ## Start real Kafka, MongoDB and S3 on this machine, without D
 
 .PHONY: test
 test: $(STAMP) ## Run every test
-	@$(BIN)/python -m pytest -n 3
+	@$(BIN)/python -m pytest -n 4
 
 .PHONY: chaos
 chaos: $(STAMP) ## Kill every role and server in turn, KILLS=200 times, and check that nothing accepted is lost

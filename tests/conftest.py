@@ -1,4 +1,4 @@
-"""A run in several processes, `-n 3`: which tests stay together, and what the processes share."""
+"""A run in several processes, `-n 4`: which tests stay together, and what the processes share."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The real servers: two sets of them, so that tests which wait for a server do not wait for each other."""
+"""The real servers: three sets of them, so that tests which wait for a server do not wait for each other."""
 
 import atexit
 import functools
@@ -18,10 +18,11 @@ __all__ = ["SHARED", "Servers", "choose", "do_without", "servers", "set_of", "sh
 
 ROOT = Path(__file__).parents[1]
 SHARED = "TEXT2SONG_TEST_SERVERS_FOLDER"
-# Chosen so that both sets are used for as long.
-SECOND = ("test_chaos", "test_faust_app", "test_contract", "test_rebuild")
+# Chosen so that all sets are used for as long.
+SETS = {"test_roles": "first", "test_chaos": "second", "test_faust_app": "second"}
+OTHERS = "third"
 DOWN = 'read _; for set in "$0"/*; do "$1" -m infra.cli servers down --data "$set"; done; rm -r "$0"'
-_chosen = "first"
+_chosen = OTHERS
 
 
 def servers() -> Servers:
@@ -61,13 +62,13 @@ def set_of(nodeid: str) -> str | None:
     on_servers = file.startswith("tests/contract/") and any(f"[{kind}" in name for kind in ("kafka", "mongo", "s3"))
     if not is_cluster and not on_servers:
         return None
-    return "second" if is_cluster and Path(file).stem in SECOND else "first"
+    return SETS.get(Path(file).stem, OTHERS) if is_cluster else OTHERS
 
 
 def choose(nodeid: str) -> None:
     """Says which test runs next."""
     global _chosen  # noqa: PLW0603 -- tests run one after the other
-    _chosen = set_of(nodeid) or "first"
+    _chosen = set_of(nodeid) or OTHERS
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from domain.ports import Position, Query, Reader, ReadStore
 from workers.reactions import PATIENCE_SECONDS, Views
 
 WHO: Final = "The erasure of feedback"
-PAGE: Final = 1_000
+PAGE: Final = 2_500
 # The job whose sample was judged, and that of the sample with which it was compared.
 SIDES: Final = ("job_id", "other_job_id")
 
