@@ -94,6 +94,7 @@ def _parameters(model: Model) -> dict[str, Parameter]:
     parameters = {name: _parameter(defaults[name], RANGES[name]) for name in RANGES}
     usual = min(DEFAULT_DURATION, model.max_duration)
     parameters["duration"] = _parameter(usual, (MIN_DURATION, model.max_extended_duration))
+    parameters["continue_seconds"] = _parameter(model.kept_duration, (MIN_DURATION, model.max_extended_duration))
     parameters["num_samples"] = _parameter(1, (1, MAX_SAMPLES))
     return parameters
 

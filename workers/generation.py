@@ -26,8 +26,9 @@ from domain.ports import ObjectStore, ReadStore
 from domain.prompts import CONTROL, PROMPTS
 from workers.adapters import AdapterFiles
 from workers.claims import Claims
-from workers.engine import Adapter, Clip, EngineError, EngineRequest, Progress, Take
+from workers.engine import Adapter, Clip, EngineError, EngineRequest, Opening, Progress, Take
 from workers.mastering import master
+from workers.openings import opening
 from workers.purging import remove
 from workers.trade import AttemptError, BrokenError, Run
 
@@ -51,7 +52,7 @@ def sample_id(job_id: str, index: int) -> str:
     return str(uuid5(NAMESPACE_URL, f"sample:{job_id}:{index}"))
 
 
-def _asked(job: Job, takes: list[Take], adapter: Adapter | None) -> EngineRequest:
+def _asked(job: Job, takes: list[Take], adapter: Adapter | None, opening: Opening | None) -> EngineRequest:
     request = job.request
     return EngineRequest(
         id=f"{job.id}/{job.attempt}",
@@ -60,6 +61,7 @@ def _asked(job: Job, takes: list[Take], adapter: Adapter | None) -> EngineReques
         takes=takes,
         sampling=request.sampling,
         adapter=adapter,
+        opening=opening,
     )
 
 
@@ -150,11 +152,13 @@ class Generation:
     async def perform(self, run: Run[Job]) -> Event:
         job, request = run.claimed, run.claimed.request
         takes = [Take(index, request.seeds[index]) for index in job.missing]
-        reported, telling = 0.0, None
+        reported, telling, begins = 0.0, None, None
+        if request.continuation is not None:
+            begins = await opening(self._objects, request.continuation, self._model)
         try:
             async with (
                 self._adapter(request) as adapter,
-                aclosing(self._engine.generate(_asked(job, takes, adapter))) as updates,
+                aclosing(self._engine.generate(_asked(job, takes, adapter, begins))) as updates,
             ):
                 async for update in updates:
                     if isinstance(update, Clip):
@@ -240,6 +244,7 @@ class Generation:
         It lies in a folder of the claim, of the attempt and where on the log the job then stood, which no other has.
         """
         job, request, ident = run.claimed, run.claimed.request, sample_id(run.claimed.id, clip.index)
+        continued = request.continuation
         tags = {
             "title": CONTROL.sub(" ", request.prompt),
             "artist": request.model_id,
@@ -253,6 +258,8 @@ class Generation:
                     "adapter": request.adapter,
                     "adapter_scale": request.adapter_scale if request.adapter else None,
                     "sampling": request.sampling,
+                    "continue_from": continued.sample_id if continued else None,
+                    "continue_seconds": continued.seconds if continued else None,
                 }
             ).decode(),
         }

@@ -16,6 +16,7 @@ from workers.engine import EngineError, EngineRequest, Failure, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
 from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.listening import check, heard
 from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, window_frames
 from workers.engines.reading import PROMPT_TOKENS
 
@@ -96,6 +97,8 @@ class MusicgenEngine:
                 f"The duration is {request.duration:g} s; {self.model.id} makes clips of up to {longest:g} s. "
                 "Ask for a shorter clip."
             )
+        if request.opening is not None:
+            check(request.opening, request.duration, self.network)
         active = self._active[request.id] = activate(request, self.network, self._window, self._device)
         self._waiting.extend(active.takes)
 
@@ -142,11 +145,22 @@ class MusicgenEngine:
         columns = None
         if request.adapter is not None and (columns := self._decoder.slots.hold(request.adapter)) is None:
             return None
-        row = take.row = take.next_row(text, columns)
         self._waiting.popleft()
-        pieces = self._decoder.join(row)
+        pieces = self._pieces(take, text, columns)
         self._joining = take, pieces
         return pieces
+
+    def _pieces(self, take: ActiveTake, text: torch.Tensor, columns: range | None) -> Iterator[None]:
+        """What there is to do until the take is in the batch."""
+        active = take.owner
+        if active.request.opening is not None and active.opening is None:
+            parts = []
+            for part in heard(active.request.opening, self.network):
+                parts.append(part)
+                yield
+            active.opening = torch.cat(parts, dim=1)
+        take.row = take.next_row(text, columns)
+        yield from self._decoder.join(take.row)
 
     def _decode(self) -> None:
         if not self._decoding:
@@ -228,7 +242,9 @@ class MusicgenEngine:
     def _halve(self) -> None:
         """Goes on with half the rows. Takes that were in the batch begin again, and come out the same."""
         logger.warning("%s ran out of memory with %d rows; going on with half of them.", self.device, self._rows)
-        begun = [take for active in self._active.values() for take in active.takes if take.row is not None]
+        joining = self._joining[0] if self._joining else None
+        takes = [take for active in self._active.values() for take in active.takes]
+        begun = [take for take in takes if take.row is not None or take is joining]
         again = [take for take in begun if not take.is_decoded]
         for take in again:
             self._leave(take)
