@@ -85,7 +85,13 @@ def worker(
     generation = Generation(
         journal, store, objects, engine, model_id, model=model, adapters=adapters, capacity=capacity
     )
-    return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff)
+    return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff, turn=turn)
+
+
+def turn(job: Job) -> tuple[int, str]:
+    """Its rank and its owner: a person, or else a client's or a blind test's jobs together."""
+    request = job.request
+    return -request.priority, request.user_id or request.client_id or request.ab_test_id or ""
 
 
 class Generation:
