@@ -46,7 +46,7 @@ class Claims(Generic[C]):
         store: ReadStore,
         trade: Trade[C],
         *,
-        capacity: int = 1,
+        capacity: int | Callable[[], int] = 1,
         lease: float = 6.0,
         backoff: float = 1.0,
         turn: Callable[[C], tuple[Any, str]] = lambda _: (0, ""),
@@ -195,7 +195,8 @@ class Claims(Generic[C]):
                     self._cancelling.add(thing.id)
                     tasks.create_task(self._cancel(thing))
             size = sum(self._trade.size(run.current) for run in self._runs.values())
-            if size < self._capacity and not self._broken.is_set() and (free := self._next()) is not None:
+            capacity = self._capacity() if callable(self._capacity) else self._capacity
+            if size < capacity and not self._broken.is_set() and (free := self._next()) is not None:
                 await self._claim(free, tasks)
             else:
                 await self._wait_for_change(self._lease / 10)

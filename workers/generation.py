@@ -42,6 +42,14 @@ class Generator(Protocol):
     @property
     def device(self) -> str: ...
 
+    @property
+    def busy(self) -> int:
+        """How many samples it is making."""
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """How many seconds of audio it makes in a second of work, None while that is not known."""
+
     def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]: ...
 
     async def check(self) -> None:
@@ -72,13 +80,14 @@ def worker(
     engine: Generator,
     model_id: str,
     *,
-    capacity: int = 1,
+    capacity: int | Callable[[], int] = 1,
     lease: float = 6.0,
     backoff: float = 1.0,
     model: Model | None = None,
     adapters: AdapterFiles | None = None,
 ) -> Claims[Job]:
-    """One that generates with this model, `capacity` samples at once. Times are in seconds, as in Claims.
+    """One that generates with this model, `capacity` samples at once, which may change. Times are in seconds, as in
+    Claims.
 
     `model` is what it tells of the model; without `adapters` it fails jobs that need one.
     """
@@ -107,7 +116,7 @@ class Generation:
         *,
         model: Model | None = None,
         adapters: AdapterFiles | None = None,
-        capacity: int | None = None,
+        capacity: int | Callable[[], int] | None = None,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -125,7 +134,9 @@ class Generation:
             state=state,
             device=self._engine.device,
             model=convert(asdict(self._model), LoadedModel) if self._model else None,
-            capacity=self._capacity,
+            capacity=self._capacity() if callable(self._capacity) else self._capacity,
+            busy=self._engine.busy,
+            real_time_factor=self._engine.real_time_factor,
         )
 
     def urgency(self, job: Job) -> Any:
