@@ -12,6 +12,7 @@ from workers.engine import Clip, EngineRequest, Progress, Take
 from workers.engines.musicgen.batch import Row
 from workers.engines.musicgen.codec import Rendering
 from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.texts import Text
 
 DECODING_SHARE: Final = 0.95
 
@@ -77,7 +78,7 @@ class ActiveTake(Struct, eq=False):
     def can_render(self) -> bool:
         return not self.rendering.is_done and self.made >= self.rendering.needs
 
-    def next_row(self, text: torch.Tensor, columns: range | None) -> Row:
+    def next_row(self, text: Text, columns: range | None) -> Row:
         """The next window, which begins with the end of the one before."""
         request, opening = self.owner.request, self.owner.opening
         if opening is not None and not self.made:
@@ -86,7 +87,8 @@ class ActiveTake(Struct, eq=False):
         given = min(self.made, round(self.window * KEPT_SHARE))
         start = self.made - given
         self.row = Row(
-            text=text,
+            text=text.states,
+            lead=text.lead,
             frames=min(self.window, self.frames - start),
             sampling=request.sampling,
             seed=self.take.seed,
