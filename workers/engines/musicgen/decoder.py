@@ -91,7 +91,7 @@ class Decoder:
 
     def _large(self, *shape: int) -> torch.Tensor:
         """Zeros, which on a CPU take no memory before they are written."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not math.prod(shape):
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)
 
