@@ -9,6 +9,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 from msgspec import Struct, convert
 from msgspec.structs import asdict
 
+from api.audio import find_sample
 from api.http import pages, positions
 from api.http.pages import Page
 from api.http.positions import CURRENT
@@ -16,6 +17,7 @@ from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
 from commands import jobs as commands
 from commands.transact import Receipt, load, seen
+from domain.continuation import Source
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError
 from domain.events.jobs import Format, JobSubmitted
 from domain.generation import GenerationRequest, Rerun
@@ -35,6 +37,8 @@ class JobParams(Struct, frozen=True, kw_only=True):
     top_p: float
     guidance_scale: float
     adapter_scale: float
+    continue_from: str | None
+    continue_seconds: float | None
 
 
 class FeedbackSummary(Struct, frozen=True, kw_only=True):
@@ -101,7 +105,14 @@ async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
-    receipt = await commands.submit(services.journal, services.views, await services.models(), data, idempotency_key)
+    receipt = await commands.submit(
+        services.journal,
+        services.views,
+        await services.models(),
+        data,
+        idempotency_key,
+        sources=partial(_source, services),
+    )
     return await _submitted(services, receipt, idempotency_key)
 
 
@@ -134,7 +145,13 @@ async def rerun_job(
     seeds. A retry under the same `Idempotency-Key` is the same job.
     """
     receipt = await commands.rerun(
-        services.journal, services.views, await services.models(), job_id, data, idempotency_key=idempotency_key
+        services.journal,
+        services.views,
+        await services.models(),
+        job_id,
+        data,
+        idempotency_key=idempotency_key,
+        sources=partial(_source, services),
     )
     return await _submitted(services, receipt, idempotency_key)
 
@@ -241,7 +258,10 @@ def _body(services: Services, job: Job, said: Mapping[str, int], loaded: Set[str
     request = job.request
     live = services.feed.progress(job.id, job.attempt) if job.status == "processing" else None
     made = len(job.samples) / len(request.seeds)
+    continued = request.continuation
     params = asdict(request.sampling) | asdict(request) | {"num_samples": len(request.seeds)}
+    params["continue_from"] = continued.sample_id if continued else None
+    params["continue_seconds"] = continued.seconds if continued else None
     computed = {
         "progress": round(100 * max(made, live.fraction if live else 0.0), 1),
         "stage": live.stage if live else _waiting(job, loaded),
@@ -264,6 +284,18 @@ def _waiting(job: Job, loaded: Set[str]) -> str | None:
     if job.status == "queued" and job.request.model_id not in loaded:
         return f"waits for a worker with the model {job.request.model_id}"
     return None
+
+
+async def _source(services: Services, sample_id: str) -> Source | None:
+    if (sample := await find_sample(services, sample_id)) is None:
+        return None
+    return Source(
+        sample_id=sample.id,
+        model_id=sample.model_id,
+        duration=sample.duration_seconds,
+        storage_path=sample.storage_path,
+        sha256=sample.sha256,
+    )
 
 
 async def _job_response(services: Services, job_id: str) -> Response[JobBody]:

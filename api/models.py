@@ -26,7 +26,9 @@ class Parameter(Struct, frozen=True, kw_only=True):
 
 class ModelBody(Struct, frozen=True, kw_only=True):
     """`is_active` marks the model that requests get which name none, `is_loaded` those that live workers have;
-    `workers` counts these, and `capacity` is how much they make at once, null where one of them does not say.
+    `workers` counts these. What they make at once is `capacity` samples, of which `occupancy`, from 0 to 1, are in use.
+    Together they make `real_time_factor` seconds of audio in a second of work, as measured lately. Each of the three is
+    null where one of them does not say.
 
     Durations are in seconds; `parameters` are those of `POST /generate`.
     """
@@ -47,6 +49,8 @@ class ModelBody(Struct, frozen=True, kw_only=True):
     is_loaded: bool
     workers: int
     capacity: int | None
+    occupancy: float | None
+    real_time_factor: float | None
 
 
 class ModelChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,14 +83,24 @@ def bodies(registry: Registry) -> list[ModelBody]:
 
 def _body(registry: Registry, model: Model) -> ModelBody:
     workers = registry.workers.get(model.id, [])
-    capacities = [alive.capacity for alive in workers if alive.capacity is not None]
+    capacity = _total([alive.capacity for alive in workers])
+    busy = _total([alive.busy for alive in workers])
+    factor = _total([alive.real_time_factor for alive in workers])
     computed: dict[str, Any] = {
         "parameters": _parameters(model),
         "is_loaded": bool(workers),
         "workers": len(workers),
-        "capacity": sum(capacities) if workers and len(capacities) == len(workers) else None,
+        "capacity": capacity,
+        "occupancy": round(min(1.0, busy / capacity), 3) if capacity and busy is not None else None,
+        "real_time_factor": None if factor is None else round(factor, 2),
     }
     return convert(asdict(model) | computed, ModelBody)
+
+
+def _total(numbers: Sequence[float | None]) -> float | None:
+    """None where there are none, or one is not known."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known and len(known) == len(numbers) else None
 
 
 def _parameters(model: Model) -> dict[str, Parameter]:
@@ -94,6 +108,7 @@ def _parameters(model: Model) -> dict[str, Parameter]:
     parameters = {name: _parameter(defaults[name], RANGES[name]) for name in RANGES}
     usual = min(DEFAULT_DURATION, model.max_duration)
     parameters["duration"] = _parameter(usual, (MIN_DURATION, model.max_extended_duration))
+    parameters["continue_seconds"] = _parameter(model.kept_duration, (MIN_DURATION, model.max_extended_duration))
     parameters["num_samples"] = _parameter(1, (1, MAX_SAMPLES))
     return parameters
 

@@ -4,6 +4,7 @@ from functools import partial
 from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
 from domain import adapters, generation, jobs, prompts
 from domain.adapters import ADAPTERS
+from domain.continuation import Sources
 from domain.errors import Fault, InvalidError, NotFoundError
 from domain.events.jobs import AdapterSnapshot, JobSubmitted
 from domain.events.prompts import PromptAttributes, PromptCreated
@@ -23,10 +24,11 @@ async def submit(
     request: GenerationRequest,
     idempotency_key: str | None,
     *,
+    sources: Sources,
     owner: str = LOCAL,
 ) -> Receipt:
-    """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt or adapter,
-    KeyReusedError, and ConflictError when the key's job was deleted.
+    """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt, an adapter or
+    the sample to continue, KeyReusedError, and ConflictError when the key's job was deleted.
     """
     job_id, request_digest = identify(journal, "job", owner, idempotency_key), digest(request)
     prompt_id = request.prompt_id or prompts.own_id(job_id)
@@ -34,9 +36,13 @@ async def submit(
     is_new = idempotency_key is None and request.prompt_id is None
     prompt = None if is_new else await load(views, PROMPTS, prompt_id)
     adapter = await find_adapter(views, request.adapter_id if job is None else None)
+    continued = request.continue_from if job is None else None
+    source = None if continued is None else await sources(continued)
 
     def submitted() -> JobSubmitted:
         _check(request, prompt)
+        if continued is not None and source is None:
+            raise NotFoundError("audio sample", continued)
         return submission(
             request,
             job_id=job_id,
@@ -46,6 +52,7 @@ async def submit(
             registry=registry,
             adapter=adapter("/adapter_id"),
             digest=request_digest,
+            source=source,
         )
 
     events = jobs.submit(job, request_digest, submitted)
@@ -65,6 +72,7 @@ async def rerun(
     job_id: str,
     changes: Rerun,
     *,
+    sources: Sources,
     idempotency_key: str | None,
     owner: str = LOCAL,
 ) -> Receipt:
@@ -73,7 +81,7 @@ async def rerun(
     if job is None or job.deleted_at:
         raise NotFoundError("job", job_id)
     request = generation.rerun(job.request, changes)
-    return await submit(journal, views, registry, request, idempotency_key, owner=owner)
+    return await submit(journal, views, registry, request, idempotency_key, sources=sources, owner=owner)
 
 
 async def cancel(journal: Journal, views: Views, job_id: str) -> Receipt:

@@ -7,6 +7,8 @@ from zlib import crc32
 from msgspec import UNSET, Meta, Struct, UnsetType, convert
 from msgspec.structs import asdict
 
+from domain import continuation
+from domain.continuation import Source
 from domain.errors import Fault, InvalidError, plain
 from domain.events import MAX_LABEL
 from domain.events.jobs import LABELS, MAX_SAMPLES, RANGES, SEEDS, AdapterSnapshot, Format, JobSubmitted, Sampling
@@ -21,9 +23,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Name a stored prompt by `prompt_id` or give its text as `prompt`.
 
     Sample i is made with `seeds[i]`, or with `seed + i`; without either, the job's id gives the seed. `duration` is in
-    seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added to the model. The audio
-    streams as `output_format` unless the listener asks for another. Defaults are left out when it is written, so that
-    its digest does not change when fields are added.
+    seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added to the model. With
+    `continue_from`, each sample begins with the last `continue_seconds` of that stored one and goes on; they count
+    towards `duration`. The audio streams as `output_format` unless the listener asks for another. Defaults are left out
+    when it is written, so that its digest does not change when fields are added.
     """
 
     prompt_id: str | None = None
@@ -46,6 +49,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     brief_id: str | None = None
     collection: str | None = None
     adapter_scale: float = 1.0
+    continue_from: str | None = None
+    continue_seconds: float | None = None
 
 
 class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +80,8 @@ class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     brief_id: str | UnsetType | None = UNSET
     collection: str | UnsetType | None = UNSET
     adapter_scale: float | UnsetType = UNSET
+    continue_from: str | UnsetType | None = UNSET
+    continue_seconds: float | UnsetType | None = UNSET
 
 
 def rerun(job: JobSubmitted, changes: Rerun) -> GenerationRequest:
@@ -86,6 +93,10 @@ def rerun(job: JobSubmitted, changes: Rerun) -> GenerationRequest:
     # Of another adapter, or of none, nobody has chosen how much.
     if changed.get("adapter_id", kept["adapter_id"]) == kept["adapter_id"]:
         kept["adapter_scale"] = job.adapter_scale
+    if job.continuation is not None:
+        kept["continue_from"] = job.continuation.sample_id
+        if changed.get("continue_from", kept["continue_from"]) == kept["continue_from"]:
+            kept["continue_seconds"] = job.continuation.seconds
     if changed.get("prompt") is not None:
         del kept["prompt_id"]
     if changed.pop("same_seeds"):
@@ -108,12 +119,17 @@ def submission(
     registry: Registry,
     adapter: AdapterSnapshot | None,
     digest: str | None,
+    source: Source | None = None,
 ) -> JobSubmitted:
-    """Raises InvalidError naming every value out of bounds and its bound."""
+    """`source` is the sample to continue. Raises InvalidError naming every value out of bounds and its bound."""
     model = registry.usable(request.model_id)
     wanted = attributes.duration if request.duration is None else request.duration
     duration = min(DEFAULT_DURATION, model.max_duration) if wanted is None else wanted
     faults = [*bound_faults(request, model, duration), *adapter_faults(adapter, model, "/adapter_id")]
+    kept = None
+    if source is not None:
+        kept = continuation.continuation(source, request.continue_seconds, model)
+        faults += continuation.faults(kept, source, model, duration)
     if faults:
         raise InvalidError(faults)
     count = request.num_samples or len(request.seeds or [0])
@@ -129,6 +145,7 @@ def submission(
         "duration": duration,
         "sampling": convert(request, Sampling, from_attributes=True),
         "adapter": adapter,
+        "continuation": kept,
         "request_digest": digest,
     }
     return convert(asdict(request) | decided, JobSubmitted, from_attributes=True)
@@ -181,6 +198,9 @@ def bound_faults(request: GenerationRequest, model: Model, duration: float) -> I
     if request.adapter_id is None and request.adapter_scale != 1:
         detail = f"adapter_scale is {plain(request.adapter_scale)}, but there is no adapter_id; give both or neither."
         yield Fault("/adapter_scale", detail)
+    if request.continue_from is None and request.continue_seconds is not None:
+        detail = f"continue_seconds is {plain(request.continue_seconds)}, but there is no continue_from; give both."
+        yield Fault("/continue_seconds", detail)
     if request.top_p == 0:
         yield Fault("/top_p", "top_p is 0, which would leave no token to draw; 1 keeps all of them.")
     for name in ("user_id", *LABELS):

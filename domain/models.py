@@ -15,6 +15,8 @@ from domain.reading import Reader, warnings
 
 MIN_DURATION: Final = 0.5
 LONGEST: Final = 300.0
+# Of a window, this share at its end is the beginning of the next one.
+KEPT_SHARE: Final = 0.4
 
 
 class Decoder(Struct, frozen=True, kw_only=True):
@@ -47,6 +49,11 @@ class Model(Struct, frozen=True, kw_only=True):
     is_active: bool = False
     notice: str | None = None
     decoder: Decoder | None = None
+
+    @property
+    def kept_duration(self) -> float:
+        """The seconds of each window that the next one begins with."""
+        return self.max_duration * KEPT_SHARE
 
 
 NANO: Final = Model(

@@ -185,7 +185,7 @@ async def _work(
             objects,
             engine,
             checkpoint.model.id,
-            capacity=engine.capacity,
+            capacity=lambda: engine.capacity,
             lease=settings.lease_seconds,
             model=checkpoint.model,
             adapters=adapters,

@@ -18,6 +18,8 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     top_p: float
     guidance_scale: float
     adapter_scale: float = 1.0
+    continue_from: str | None = None
+    continue_seconds: float | None = None
 
 
 class AudioSample(Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ AUDIO: Final = View("audio", AudioSample, fields=lambda sample: {"hidden": sampl
 
 
 def samples(job: Job) -> Iterator[AudioSample]:
-    request, sampling = job.request, job.request.sampling
+    request, sampling, continued = job.request, job.request.sampling, job.request.continuation
     for sample in job.samples:
         event = sample.event
         yield AudioSample(
@@ -66,6 +68,8 @@ def samples(job: Job) -> Iterator[AudioSample]:
                 top_p=sampling.top_p,
                 guidance_scale=sampling.guidance_scale,
                 adapter_scale=request.adapter_scale,
+                continue_from=continued.sample_id if continued else None,
+                continue_seconds=continued.seconds if continued else None,
             ),
             output_format=request.output_format,
             storage_path=event.storage_path,

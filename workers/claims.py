@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from domain.events.progress import WorkerAlive
 from domain.frontier import Frontier
 from domain.journal import Journal, until_done
 from domain.ports import Position, Query, ReadStore, TopicPartition
+from workers.line import Line
 from workers.trade import AttemptError, BrokenError, C, Run, Trade
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ T = TypeVar("T")
 class Claims(Generic[C]):
     """One worker. `lease` is how long a silent worker keeps what it runs, `backoff` the first wait before a retry, in
     seconds. It claims while what it runs, by size, is below `capacity`.
+
+    `turn` says a thing's rank, of which the smallest comes first, and its owner: those of one rank take turns.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class Claims(Generic[C]):
         store: ReadStore,
         trade: Trade[C],
         *,
-        capacity: int = 1,
+        capacity: int | Callable[[], int] = 1,
         lease: float = 6.0,
         backoff: float = 1.0,
+        turn: Callable[[C], tuple[Any, str]] = lambda _: (0, ""),
     ) -> None:
         self.id = journal.new_id()
         self._journal = journal
@@ -54,12 +59,13 @@ class Claims(Generic[C]):
         self._capacity = capacity
         self._lease = lease
         self._backoff = backoff
+        self._turn = turn
         # The open things: those that wait, and those that an attempt holds or left behind.
         self._queued: dict[str, C] = {}
         self._begun: dict[str, C] = {}
         self._closed: dict[str, None] = {}
-        # Those that wait, the most urgent first, and those that rest, the soonest first; some are out of date.
-        self._line: list[tuple[Any, str]] = []
+        # Those that wait, and those that rest, the soonest first; some are out of date.
+        self._line = Line()
         self._resting: list[tuple[float, str]] = []
         self._rested_at: dict[str, float] = {}
         self._runs: dict[str, Run[C]] = {}
@@ -106,13 +112,14 @@ class Claims(Generic[C]):
         self._frontier.advance(start)
         # One that is deleted in the meantime is found among the hidden ones, which are read last.
         for hidden in (False, True):
-            last = None
+            last, found = None, list[C]()
             while page := await self._store.find(
                 self._trade.view, Query(equal={"open": True}, hidden=hidden, after=last, limit=PAGE)
             ):
-                for thing in page:
-                    self._take_in(thing, self._journal.now())
+                found += page
                 last = (page[-1].created_at, page[-1].id)
+            for thing in sorted(found, key=self._trade.urgency):
+                self._take_in(thing, self._journal.now())
 
     async def _follow(self) -> None:
         async for batch in self._journal.follow(dict(self._frontier.next)):
@@ -142,7 +149,10 @@ class Claims(Generic[C]):
             del self._heard[next(iter(self._heard))]
 
     def _take_in(self, thing: C, now: str) -> None:
-        before = self._queued.pop(thing.id, None) or self._begun.pop(thing.id, None)
+        waited = self._queued.pop(thing.id, None)
+        before = waited or self._begun.pop(thing.id, None)
+        if waited is not None and thing.is_running:
+            self._line.pass_on(*self._turn(thing))
         if not thing.is_open:
             self._close(thing)
             return
@@ -185,7 +195,8 @@ class Claims(Generic[C]):
                     self._cancelling.add(thing.id)
                     tasks.create_task(self._cancel(thing))
             size = sum(self._trade.size(run.current) for run in self._runs.values())
-            if size < self._capacity and not self._broken.is_set() and (free := self._next()) is not None:
+            capacity = self._capacity() if callable(self._capacity) else self._capacity
+            if size < capacity and not self._broken.is_set() and (free := self._next()) is not None:
                 await self._claim(free, tasks)
             else:
                 await self._wait_for_change(self._lease / 10)
@@ -211,21 +222,20 @@ class Claims(Generic[C]):
         now = _monotonic()
         while self._resting and self._resting[0][0] <= now:
             self._line_up(heappop(self._resting)[1])
-        while self._line:
-            id_ = self._line[0][1]
-            rested_at = self._rested_at.get(id_, now)
-            if id_ in self._queued and rested_at <= now:
-                break
-            heappop(self._line)
-            if id_ in self._queued:
-                heappush(self._resting, (rested_at, id_))
         free = [thing for thing in self._abandoned() if thing.is_running]
-        free += [self._queued[id_] for _, id_ in self._line[:1]]
+        if (id_ := self._line.first(partial(self._may_go, now))) is not None:
+            free.append(self._queued[id_])
         return min(free, key=self._trade.urgency, default=None)
+
+    def _may_go(self, now: float, id_: str) -> bool:
+        rested_at = self._rested_at.get(id_, now)
+        if id_ in self._queued and rested_at > now:
+            heappush(self._resting, (rested_at, id_))
+        return id_ in self._queued and rested_at <= now
 
     def _line_up(self, id_: str) -> None:
         if (thing := self._queued.get(id_)) is not None and self._trade.is_able(thing):
-            heappush(self._line, (self._trade.urgency(thing), id_))
+            self._line.put(*self._turn(thing), self._trade.urgency(thing), id_)
 
     async def _claim(self, thing: C, tasks: asyncio.TaskGroup) -> None:
         if thing.attempt == 0 and await self._is_closed(thing):

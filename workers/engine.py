@@ -30,8 +30,17 @@ class Adapter(Struct, frozen=True, kw_only=True):
     scale: float = 1.0
 
 
+class Opening(Struct, frozen=True, eq=False):
+    """Audio that each take begins with: the last `kept` samples of `pcm`, float32 `[channels, samples]` at the model's
+    rate. What lies before them is heard as well, but not kept. It ends as a master does, which may be faded out.
+    """
+
+    pcm: NDArray[np.float32]
+    kept: int
+
+
 class EngineRequest(Struct, frozen=True, kw_only=True):
-    """`id` is unique among an engine's requests; `duration` is in seconds."""
+    """`id` is unique among an engine's requests; `duration` is in seconds, with the opening."""
 
     id: str
     prompt: str
@@ -39,6 +48,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     takes: list[Take]
     sampling: Sampling = Sampling()
     adapter: Adapter | None = None
+    opening: Opening | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True):

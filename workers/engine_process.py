@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -21,6 +22,7 @@ from msgspec import Struct
 
 from domain.models import MIN_DURATION
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
+from workers.engine_pace import Pace
 
 SPAWN: Final = multiprocessing.get_context("spawn")
 # An ordered stop may signal every process of a terminal or a service. The parent alone acts on it, and ends the child.
@@ -76,11 +78,22 @@ class EngineProcess:
         self._child: _Child | None = None
         self._device = "unknown"
         self._checks = itertools.count()
+        self._pace = Pace(time.monotonic)
 
     @property
     def capacity(self) -> int:
-        """How many takes the engine makes at once; 1 before the first start."""
+        """How many takes the engine makes at once; 1 before the first start. Less, once memory has run out."""
         return self._places.capacity or 1
+
+    @property
+    def busy(self) -> int:
+        """How many takes it is making."""
+        return self._places.busy
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """How many seconds of audio it makes in a second of work, all takes together; None before the first clip."""
+        return self._pace.real_time_factor
 
     @property
     def device(self) -> str:
@@ -113,6 +126,7 @@ class EngineProcess:
         await self._living()
         owed = held = len(request.takes)
         await self._places.take(held)
+        self._pace.go_on()
         try:
             child = await self._living()
             heard = child.open(request)
@@ -123,6 +137,7 @@ class EngineProcess:
                             owed -= 1
                             held -= 1
                             self._places.free(1)
+                            self._pace.made(clip.pcm.shape[1] / clip.sample_rate)
                             yield clip
                         case Progress() as progress:
                             yield progress
@@ -140,6 +155,8 @@ class EngineProcess:
                 child.close(request.id)
         finally:
             self._places.free(held)
+            if not self._places.busy:
+                self._pace.rest()
 
     async def check(self) -> None:
         """Carries out a small request of its own. Raises EngineError: then no request can be carried out."""
@@ -153,7 +170,7 @@ class EngineProcess:
     async def _living(self) -> "_Child":
         async with self._starting:
             if self._child is None or self._child.gone.is_set():
-                child = _Child(self._build, self._arguments, self._stall_timeout)
+                child = _Child(self._build, self._arguments, self._stall_timeout, self._places.resize)
                 ready = await child.start(patience=self._load_timeout)
                 self._child, self._device = child, ready.device
                 self._places.resize(ready.capacity)
@@ -190,6 +207,10 @@ class _Places:
                 self._taken += wanted
                 turn.set_result(None)
 
+    @property
+    def busy(self) -> int:
+        return min(self._taken, self.capacity)
+
     def resize(self, capacity: int) -> None:
         self.capacity = capacity
         self.free(0)
@@ -198,7 +219,13 @@ class _Places:
 class _Child:
     """One child process, from start to end. All methods but `_spawn` and `_listen` run on the event loop."""
 
-    def __init__(self, build: Callable[..., Engine], arguments: tuple[Any, ...], stall_timeout: float) -> None:
+    def __init__(
+        self,
+        build: Callable[..., Engine],
+        arguments: tuple[Any, ...],
+        stall_timeout: float,
+        resize: Callable[[int], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._pipe, self._far_end = SPAWN.Pipe()
         self.process = SPAWN.Process(
@@ -210,6 +237,7 @@ class _Child:
         self._owed: dict[str, int] = {}
         self._reason: str | None = None
         self._stall_timeout = stall_timeout
+        self._resize = resize
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self, *, patience: float) -> Ready:
@@ -287,6 +315,8 @@ class _Child:
             case Ready() | Refused():
                 if not self._answer.done():
                     self._answer.set_result(message)
+                elif isinstance(message, Ready) and not self.gone.is_set():
+                    self._resize(message.capacity)
                 return
             case Clip(request_id=request_id) if self._owed.get(request_id, 0) > 1:
                 self._owed[request_id] -= 1
@@ -359,6 +389,7 @@ def _receive(pipe: "Connection[Any, Any]", orders: "queue.SimpleQueue[Order]") -
 
 def _work(engine: Engine, orders: "queue.SimpleQueue[Order]", pipe: "Connection[Any, Any]") -> None:
     owed: dict[str, int] = {}
+    capacity = engine.capacity
     while True:
         while not owed or not orders.empty():
             match orders.get():
@@ -380,3 +411,6 @@ def _work(engine: Engine, orders: "queue.SimpleQueue[Order]", pipe: "Connection[
                 case Clip(request_id=request_id) | Failure(request_id=request_id):
                     del owed[request_id]
             pipe.send(update)
+        if engine.capacity != capacity:
+            capacity = engine.capacity
+            pipe.send(Ready(engine.device, capacity))

@@ -26,8 +26,9 @@ from domain.ports import ObjectStore, ReadStore
 from domain.prompts import CONTROL, PROMPTS
 from workers.adapters import AdapterFiles
 from workers.claims import Claims
-from workers.engine import Adapter, Clip, EngineError, EngineRequest, Progress, Take
+from workers.engine import Adapter, Clip, EngineError, EngineRequest, Opening, Progress, Take
 from workers.mastering import master
+from workers.openings import opening
 from workers.purging import remove
 from workers.trade import AttemptError, BrokenError, Run
 
@@ -41,6 +42,14 @@ class Generator(Protocol):
     @property
     def device(self) -> str: ...
 
+    @property
+    def busy(self) -> int:
+        """How many samples it is making."""
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """How many seconds of audio it makes in a second of work, None while that is not known."""
+
     def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]: ...
 
     async def check(self) -> None:
@@ -51,7 +60,7 @@ def sample_id(job_id: str, index: int) -> str:
     return str(uuid5(NAMESPACE_URL, f"sample:{job_id}:{index}"))
 
 
-def _asked(job: Job, takes: list[Take], adapter: Adapter | None) -> EngineRequest:
+def _asked(job: Job, takes: list[Take], adapter: Adapter | None, opening: Opening | None) -> EngineRequest:
     request = job.request
     return EngineRequest(
         id=f"{job.id}/{job.attempt}",
@@ -60,6 +69,7 @@ def _asked(job: Job, takes: list[Take], adapter: Adapter | None) -> EngineReques
         takes=takes,
         sampling=request.sampling,
         adapter=adapter,
+        opening=opening,
     )
 
 
@@ -70,20 +80,27 @@ def worker(
     engine: Generator,
     model_id: str,
     *,
-    capacity: int = 1,
+    capacity: int | Callable[[], int] = 1,
     lease: float = 6.0,
     backoff: float = 1.0,
     model: Model | None = None,
     adapters: AdapterFiles | None = None,
 ) -> Claims[Job]:
-    """One that generates with this model, `capacity` samples at once. Times are in seconds, as in Claims.
+    """One that generates with this model, `capacity` samples at once, which may change. Times are in seconds, as in
+    Claims.
 
     `model` is what it tells of the model; without `adapters` it fails jobs that need one.
     """
     generation = Generation(
         journal, store, objects, engine, model_id, model=model, adapters=adapters, capacity=capacity
     )
-    return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff)
+    return Claims(journal, store, generation, capacity=capacity, lease=lease, backoff=backoff, turn=turn)
+
+
+def turn(job: Job) -> tuple[int, str]:
+    """Its rank and its owner: a person, or else a client's or a blind test's jobs together."""
+    request = job.request
+    return -request.priority, request.user_id or request.client_id or request.ab_test_id or ""
 
 
 class Generation:
@@ -99,7 +116,7 @@ class Generation:
         *,
         model: Model | None = None,
         adapters: AdapterFiles | None = None,
-        capacity: int | None = None,
+        capacity: int | Callable[[], int] | None = None,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -117,7 +134,9 @@ class Generation:
             state=state,
             device=self._engine.device,
             model=convert(asdict(self._model), LoadedModel) if self._model else None,
-            capacity=self._capacity,
+            capacity=self._capacity() if callable(self._capacity) else self._capacity,
+            busy=self._engine.busy,
+            real_time_factor=self._engine.real_time_factor,
         )
 
     def urgency(self, job: Job) -> Any:
@@ -150,11 +169,13 @@ class Generation:
     async def perform(self, run: Run[Job]) -> Event:
         job, request = run.claimed, run.claimed.request
         takes = [Take(index, request.seeds[index]) for index in job.missing]
-        reported, telling = 0.0, None
+        reported, telling, begins = 0.0, None, None
+        if request.continuation is not None:
+            begins = await opening(self._objects, request.continuation, self._model)
         try:
             async with (
                 self._adapter(request) as adapter,
-                aclosing(self._engine.generate(_asked(job, takes, adapter))) as updates,
+                aclosing(self._engine.generate(_asked(job, takes, adapter, begins))) as updates,
             ):
                 async for update in updates:
                     if isinstance(update, Clip):
@@ -240,6 +261,7 @@ class Generation:
         It lies in a folder of the claim, of the attempt and where on the log the job then stood, which no other has.
         """
         job, request, ident = run.claimed, run.claimed.request, sample_id(run.claimed.id, clip.index)
+        continued = request.continuation
         tags = {
             "title": CONTROL.sub(" ", request.prompt),
             "artist": request.model_id,
@@ -253,6 +275,8 @@ class Generation:
                     "adapter": request.adapter,
                     "adapter_scale": request.adapter_scale if request.adapter else None,
                     "sampling": request.sampling,
+                    "continue_from": continued.sample_id if continued else None,
+                    "continue_seconds": continued.seconds if continued else None,
                 }
             ).decode(),
         }

@@ -9,6 +9,7 @@ from domain.contract.records import encoded, headed, record
 from domain.events import Event, Recorded
 from domain.events.jobs import (
     AdapterSnapshot,
+    Continuation,
     JobAttemptFailed,
     JobCancelled,
     JobCancelRequested,
@@ -47,6 +48,9 @@ SUBMITTED: Final = JobSubmitted(
     request_digest="digest-1",
     model_prompt="rain on a tin roof, slow",
     warnings=("The model does not know “tin”.",),
+    continuation=Continuation(
+        sample_id="sample-0", seconds=1.0, storage_path="samples/job-0/1/0.flac", sha256=f"{0:064}"
+    ),
 )
 FAILED: Final = JobFailed(job_id="job-1", attempt=1, error="no such key")
 REQUEUED: Final = JobAttemptFailed(job_id="job-1", attempt=1, error="out of memory", retry_at=LATER)

@@ -44,6 +44,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
 AdapterFolder: TypeAlias = Annotated[str, Meta(pattern=f"^adapters(/{NAME})+{END}", max_length=1_000)]
 
 
+SamplePath: TypeAlias = Annotated[str, Meta(pattern=rf"^samples(/{NAME})+\.flac{END}", max_length=1_000)]
+
+
 class AdapterSnapshot(Struct, frozen=True, kw_only=True):
     """An adapter as it was when the job was accepted, so that a worker looks nothing up.
 
@@ -57,6 +60,18 @@ class AdapterSnapshot(Struct, frozen=True, kw_only=True):
     storage_path: AdapterFolder
     base_revision: Label | None = None
     sha256: Sha256 | None = None
+
+
+class Continuation(Struct, frozen=True, kw_only=True):
+    """A stored sample as it was when the job was accepted: each new one begins with its last `seconds`.
+
+    `sha256` is of the FLAC at `storage_path`.
+    """
+
+    sample_id: Identifier
+    seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
+    storage_path: SamplePath
+    sha256: Sha256
 
 
 class JobEvent(Event, frozen=True, kw_only=True):
@@ -74,6 +89,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     `model_prompt` is the text that the model is given, attributes and all, where it is not the prompt itself;
     `warnings` say what the model does not read of it.
     `adapter_scale` says how much of the adapter is added to the model: 1 is as it was trained.
+    `continuation` names the sample that the new ones continue; `duration` is with what they begin with.
     `request_digest` is the SHA-256 of the request, so that an idempotency key sent with another body is noticed.
     """
 
@@ -98,6 +114,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     warnings: Annotated[tuple[ErrorText, ...], Meta(max_length=10)] = ()
     ab_test_id: Identifier | None = None
     adapter_scale: Annotated[float, _within("adapter_scale")] = 1.0
+    continuation: Continuation | None = None
 
 
 class JobStarted(JobEvent, frozen=True, kw_only=True, tag="JobStarted"):
@@ -119,7 +136,7 @@ class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"
     index: Annotated[int, Meta(ge=0, lt=MAX_SAMPLES)]
     sample_id: Identifier
     seed: Seed
-    storage_path: Annotated[str, Meta(pattern=rf"^samples(/{NAME})+\.flac{END}", max_length=1_000)]
+    storage_path: SamplePath
     duration_seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS + 60)]
     sample_rate: Annotated[int, Meta(ge=1, le=1_000_000)]
     channels: Annotated[int, Meta(ge=1, le=64)]

@@ -43,7 +43,8 @@ class LoadedModel(Struct, frozen=True, kw_only=True):
 class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
     """Telemetry: a worker not heard of for a lease loses its jobs.
 
-    `state` is ready, busy, broken or stopped. `capacity` is how much it makes at once.
+    `state` is ready, busy, broken or stopped. `capacity` is how much it makes at once, `busy` how much it is making.
+    `real_time_factor` is how many seconds of audio it makes in a second of work, all together.
     """
 
     topic = TOPIC.name
@@ -54,6 +55,8 @@ class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
     device: Label = "cpu"
     model: LoadedModel | None = None
     capacity: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    busy: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    real_time_factor: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
 
     @property
     def key(self) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 import click
@@ -15,6 +15,8 @@ from infra.cli import batch
 from infra.cli.client import JobUpdate, StudioClient
 from infra.cli.console import Folder, console, or_exit, run
 from infra.cli.downloads import Downloads
+
+OPTIONAL: Final = ("duration", "seed", "continue_from", "continue_seconds")
 
 
 @click.command("generate")
@@ -36,6 +38,13 @@ from infra.cli.downloads import Downloads
     help="How many to make of each prompt, each with a seed of its own.",
 )
 @click.option("--seed", type=int, help="Seed of the first sample; the next ones count up.")
+@click.option("--continue-from", metavar="SAMPLE", help="Begin with the end of this sample, by its id, and go on.")
+@click.option(
+    "--continue-seconds",
+    type=float,
+    help="How many seconds of that end to begin with; they count towards the duration.  [default: two fifths of the "
+    "model's window]",
+)
 @click.option(
     "--format", "output_format", type=click.Choice(["wav", "flac", "mp3", "ogg"]), default="wav", show_default=True
 )
@@ -55,7 +64,7 @@ def command(
     request = {
         "num_samples": options["samples"],
         "output_format": output_format,
-        **{name: options[name] for name in ("duration", "seed") if options[name] is not None},
+        **{name: options[name] for name in OPTIONAL if options[name] is not None},
     }
     if prompt is not None and file is None:
         run(lambda: make_music(console, url, {"prompt": prompt, **request}, output))

@@ -14,6 +14,8 @@ class ScriptedEngine:
     """Makes a tone a take. `faults` are raised first, one a request, and `broken` at every one."""
 
     device = "cpu"
+    busy = 0
+    real_time_factor: float | None = None
 
     def __init__(self) -> None:
         self.requests: list[EngineRequest] = []

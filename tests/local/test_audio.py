@@ -53,6 +53,8 @@ def test_scenario_get_audio_metadata(sample: dict[str, Any]) -> None:
         "top_p": 1.0,
         "guidance_scale": 3.0,
         "adapter_scale": 1.0,
+        "continue_from": None,
+        "continue_seconds": None,
     }
     assert (sample["prompt"], sample["adapter_id"], sample["adapter"]) == ("rain — on a tin roof ♫", None, None)
     assert -60 < sample["loudness_lufs"] < 0

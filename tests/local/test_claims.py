@@ -10,6 +10,7 @@ from domain.errors import UnavailableError
 from domain.events import timestamp
 from domain.events.jobs import JobAttemptFailed, JobCancelRequested, JobStarted
 from domain.ports import Message, Position
+from tests import audit
 from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine, out_of_memory
 from tests.local.parts import LEASE, Parts, stop
@@ -234,3 +235,40 @@ async def test_a_worker_that_is_stopped_while_it_claims_gives_the_job_back(parts
     assert (job.status, job.failures, job.lost) == ("queued", 0, 0)
     async with parts.working(ScriptedEngine()):
         assert (await parts.when("j1", "completed")).lost == 0
+
+
+async def test_an_owner_with_many_jobs_does_not_hold_up_another(parts: Parts) -> None:
+    engine = ManyAtOnce()
+    engine.close_after(1)
+    for number in range(12):
+        await parts.submit(f"a{number}", seeds=[1], user_id="ann")
+    async with parts.working(engine):
+
+        async def second_is_held() -> bool:
+            return len(engine.requests) == 2
+
+        await eventually(second_is_held)
+        for name, fields in (("b0", {"user_id": "bob"}), ("b1", {"user_id": "bob"}), ("t0", {"ab_test_id": "test"})):
+            await parts.submit(name, seeds=[1], **fields)
+        await parts.submit("urgent", seeds=[1], user_id="ann", priority=1)
+        engine.release()
+        for name in ("b1", "a11"):
+            await parts.when(name, "completed")
+    order = [request.id.removesuffix("/1") for request in engine.requests]
+    assert order[:3] == ["a0", "a1", "urgent"]
+    assert order[3:9] == ["a2", "b0", "t0", "a3", "b1", "a4"]
+    assert [name for name in order if name.startswith("a")] == [f"a{number}" for number in range(12)]
+
+
+async def test_workers_share_the_turns_of_owners(parts: Parts) -> None:
+    """What another worker claims counts as well."""
+    for number in range(20):
+        await parts.submit(f"a{number}", seeds=[1], user_id="ann")
+    for number in range(4):
+        await parts.submit(f"b{number}", seeds=[1], user_id="bob")
+    async with parts.working(ScriptedEngine(), ScriptedEngine()):
+        for name in ("a19", "b3"):
+            await parts.when(name, "completed")
+    found = await audit.records(parts.log, "jobs")
+    started = [record.key for record in found if record.headers["ce_type"] == "text2song.job.started.v1"]
+    assert max(started.index(f"b{number}") for number in range(4)) < 14

@@ -187,6 +187,15 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
     assert "noise" in done.stdout
 
 
+def test_models_check_measures_a_model_and_says_why_one_cannot_be_used(tmp_path: Path) -> None:
+    done = text2song("models", "check", NOISE.id, "--seconds", "0.5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"samples at once +│ [1-9]", done.stdout)
+    assert re.search(r"one sample alone +│ [0-9.]+ s of audio a second", done.stdout)
+    refused = text2song("models", "check", "nobody/here", cwd=tmp_path)
+    assert (refused.returncode, "Model nobody/here is not on this machine." in refused.stderr) == (1, True)
+
+
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_contract_export_writes_the_committed_files_byte_for_byte(tmp_path: Path, seed: str) -> None:
     done = text2song("contract", "export", "out/there", cwd=tmp_path, PYTHONHASHSEED=seed)
@@ -223,7 +232,7 @@ def test_contract_export_says_why_it_cannot_write(tmp_path: Path) -> None:
             )
         ),
         ("restore",),
-        *(("models", name) for name in ("list", "pull")),
+        *(("models", name) for name in ("list", "pull", "check")),
         *(("servers", name) for name in ("up", "down", "status")),
         ("contract", "export"),
     ],

@@ -386,3 +386,30 @@ async def test_a_parent_that_forgets_its_child_ends_it_when_it_exits(tmp_path: P
     )
     async with asyncio.timeout(60):
         assert await parent.wait() == 0
+
+
+class Shrinking(Scripted):
+    """Memory runs out at the first step."""
+
+    def advance(self) -> Sequence[Update]:
+        self.capacity = 2
+        return super().advance()
+
+
+def shrinks() -> Engine:
+    return Shrinking(capacity=8)
+
+
+async def test_an_engine_that_has_shrunk_says_so_and_how_fast_and_how_busy_it_is() -> None:
+    process = EngineProcess(shrinks)
+    await process.start()
+    assert (process.capacity, process.busy, process.real_time_factor) == (8, 0, None)
+    async with aclosing(process.generate(request(*range(5)))) as updates:
+        assert isinstance(await anext(updates), Clip)
+        assert 0 < process.busy <= 4
+    assert process.busy == 0
+    while process.capacity == 8:
+        await sing(process, request(1))
+    assert process.capacity == 2
+    assert (process.real_time_factor or 0) > 0
+    await process.stop()

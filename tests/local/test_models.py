@@ -108,6 +108,33 @@ async def test_what_a_live_worker_has_loaded_may_be_asked_for_by_name(parts: Par
     assert (await submitted(parts)).model_id == NOISE.id
 
 
+async def test_what_workers_tell_of_their_load_is_shown_of_all_together(parts: Parts) -> None:
+    def load(model: dict[str, Any]) -> tuple[Any, ...]:
+        return model["capacity"], model["occupancy"], model["real_time_factor"]
+
+    await heard(parts, LARGE, "busy", capacity=12, busy=3, real_time_factor=8.25)
+    assert load((await models(parts))[LARGE]) == (12, 0.25, 8.25)
+    await heard(parts, LARGE, "ready", capacity=4, busy=9, real_time_factor=2)
+    assert load((await models(parts))[LARGE]) == (16, 0.75, 10.25)
+    await heard(parts, LARGE, "busy", capacity=4, busy=1_000, real_time_factor=0)
+    assert load((await models(parts))[LARGE]) == (8, 1, 2)
+    # One that is older, or has made nothing yet, does not say.
+    await heard(parts, LARGE, "busy", capacity=12)
+    assert load((await models(parts))[LARGE]) == (16, None, None)
+
+
+async def test_a_worker_tells_of_its_load(parts: Parts) -> None:
+    engine = ScriptedEngine()
+    engine.busy, engine.real_time_factor = 2, 3.5
+    async with parts.working(engine, capacity=lambda: 8):
+
+        async def told() -> Any:
+            model = (await models(parts))[NOISE.id]
+            return model["is_loaded"] and (model["capacity"], model["occupancy"], model["real_time_factor"])
+
+        assert await eventually(told) == (8, 0.25, 3.5)
+
+
 async def test_a_model_that_only_a_worker_knows_has_the_limits_it_tells(parts: Parts) -> None:
     await heard(parts, "local/mine@1", model=OTHER)
     mine = (await models(parts))["local/mine@1"]

@@ -377,3 +377,63 @@ def test_a_clip_that_is_too_long_is_refused(short: MusicgenEngine) -> None:
         EngineError, match=r"The duration is 300.5 s; text2song/wiring-noise makes clips of up to 300 s"
     ):
         short.admit(request("x", 1, duration=300.5))
+
+
+LONGEST: Final = 300.0
+
+
+def test_sixteen_samples_of_the_longest_duration_go_on_with_as_many_rows_as_the_memory_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = engine(16)
+    run = small._decoder.run
+
+    def hungry(steps: int) -> None:
+        if len(small._decoder.live) > 5:
+            # As torch says it on a CPU.
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            )
+        run(steps)
+
+    monkeypatch.setattr(small._decoder, "run", hungry)
+    small.admit(request("long", *range(16), duration=LONGEST))
+    updates = [update for _ in range(8) for update in small.advance()]
+    assert not any(isinstance(update, Failure) for update in updates)
+    assert small.capacity == 4
+    assert len(small._decoding) == 4
+    fractions = [update.fraction for update in updates if isinstance(update, Progress)]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] > 0
+    small.cancel("long")
+    assert sing(small, request("short", 1)).keys() == {("short", 0)}
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("place", ["codes", "audio", "step"])
+def test_samples_that_no_memory_holds_fail_with_a_sentence_that_names_it(
+    place: str, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = engine(4)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    heard: list[str] = []
+    with monkeypatch.context() as patched:
+        if place == "codes":
+            patched.setattr("workers.engines.musicgen.engine.activate", fail)
+            with pytest.raises(EngineError) as caught:
+                small.admit(request("long", *range(16), duration=LONGEST))
+            assert caught.value.transient
+            heard = [str(caught.value)]
+        else:
+            target: Any = small._decoder if place == "step" else small.network.audio_encoder.quantizer
+            patched.setattr(target, "run" if place == "step" else "decode", fail)
+            small.admit(request("long", *range(16), duration=LONGEST))
+            for _ in range(60):
+                heard += [update.error for update in small.advance() if isinstance(update, Failure)]
+                if heard:
+                    break
+    assert heard == ["cpu ran out of memory on a clip of 300 s."]
+    assert sing(small, request("short", 1)).keys() == {("short", 0)}

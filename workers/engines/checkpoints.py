@@ -29,6 +29,8 @@ LONGEST_WINDOW: Final = 30.0
 ANSWER_SECONDS: Final = 8.0
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+# A melody model is given text alone.
+KINDS: Final = frozenset({"musicgen", "musicgen_melody"})
 DESCRIPTION: Final = ("*.json", "*.model", "*.txt")
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -200,7 +202,7 @@ def _config(name: str, path: Path, way_out: str) -> Config:
         raise EngineError(f"Model {name} has no config.json in {path.parent}. {way_out}".rstrip()) from error
     except (msgspec.DecodeError, OSError) as error:
         raise EngineError(f"Model {name} has a broken config.json: {_brief(error)}. {way_out}".rstrip()) from error
-    if config.model_type != "musicgen":
+    if config.model_type not in KINDS:
         raise EngineError(f"Model {name} is of type {config.model_type}; only musicgen models can be loaded.")
     if config.max_duration < MIN_DURATION:
         raise EngineError(

@@ -10,8 +10,9 @@ from workers.engines.musicgen.sampling import Choice
 class Row(Struct, kw_only=True, eq=False):
     """A stretch of codes to make: `frames` of them, of which the first are given by `prompt` `[codebooks, frames]`.
 
-    `text` is `[tokens, hidden]`. `offset` counts the steps of the same take before this stretch, so that its noise goes
-    on. `columns` are those of its adapter in the slots.
+    `text` is `[tokens, hidden]`. A model without cross-attention reads it in `lead` `[2, steps, hidden]`, which comes
+    before the codes, with text and without it. `offset` counts the steps of the same take before this stretch, so that
+    its noise goes on. `columns` are those of its adapter in the slots.
     """
 
     text: torch.Tensor
@@ -22,11 +23,17 @@ class Row(Struct, kw_only=True, eq=False):
     prompt: torch.Tensor | None = None
     columns: range | None = None
     scale: float = 1.0
+    lead: torch.Tensor | None = None
     position: int = 0
 
     @property
     def given(self) -> int:
         return 0 if self.prompt is None else self.prompt.shape[1]
+
+    @property
+    def shift(self) -> int:
+        """The steps before the first frame."""
+        return 0 if self.lead is None else self.lead.shape[1]
 
 
 class Shape(Struct, frozen=True):

@@ -24,19 +24,22 @@ TOLD: Final = {"cross_q", "cross_out"}  # only rows with text have these product
 class Decoder:
     """Rows 0 to `len(live)` are in the batch; a row that joins is made ready in a spare one behind the others."""
 
-    def __init__(self, network: Any, rows: int, window: int) -> None:
-        """`network` is a MusicgenForCausalLM, `window` the most frames that it makes at a stretch."""
+    def __init__(self, network: Any, rows: int, window: int, lead: int = 0) -> None:
+        """`network` is a MusicgenForCausalLM, or a MusicgenMelodyForCausalLM, which reads up to `lead` steps before the
+        first frame. `window` is the most frames that it makes at a stretch.
+        """
         config = network.config
         self.live: list[Row] = []
         self.rows = rows
         self.codebooks, self.tokens = config.num_codebooks, config.vocab_size
-        self.weights = weights = Weights(network, rows)
+        self.lag: int = self.codebooks // config.audio_channels - 1
+        self.weights = weights = Weights(network, rows, lead + window + self.lag if lead else 0)
         self.dtype, self.device = weights.places.dtype, weights.places.device
         books = torch.arange(self.codebooks, device=self.device)
         self._delay = books // config.audio_channels
-        self.lag: int = self.codebooks // config.audio_channels - 1
         self._end = min(window + self.lag, len(weights.places))
-        self._length = -(-self._end // BLOCK) * BLOCK
+        self._length = _up(lead + self._end, BLOCK)
+        self._text = PROMPT_TOKENS if weights.layers[0].cross else 0
         self._heads = config.num_attention_heads
         self._head = config.hidden_size // self._heads
         self.slots = Slots(weights.shapes, len(weights.layers), weights.places)
@@ -68,14 +71,15 @@ class Decoder:
 
         # Keys, then values. The second half is that without text, and it has no cross-attention: all would be zero.
         self._cache = self._large(layers, 2, rows, 2, self._heads, self._length, head)
-        self._cross = self._large(layers, 2, rows, self._heads, PROMPT_TOKENS, head)
-        self._unread = zeros(rows, PROMPT_TOKENS, dtype=self.dtype)
+        self._cross = self._large(layers, 2, rows, self._heads, self._text, head)
+        self._unread = zeros(rows, self._text, dtype=self.dtype)
         # The column behind the last frame takes what is not to be kept.
         self._codes = zeros(rows, self.codebooks, self._length + 1, dtype=torch.int64)
         self._latest = zeros(rows, self.codebooks, dtype=torch.int64)
         self._position = zeros(rows, dtype=torch.int64)
         self._frames = zeros(rows, dtype=torch.int64)
         self._given = zeros(rows, dtype=torch.int64)
+        self._shift = zeros(rows, dtype=torch.int64)
         self._offset = zeros(rows, dtype=torch.int32)
         self._key = zeros(rows, dtype=torch.int32)
         self._guidance, self._temperature, self._top_p = zeros(rows), zeros(rows), zeros(rows)
@@ -87,25 +91,26 @@ class Decoder:
 
     def _large(self, *shape: int) -> torch.Tensor:
         """Zeros, which on a CPU take no memory before they are written."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not math.prod(shape):
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)
 
     @staticmethod
-    def row_bytes(network: Any, window: int) -> int:
+    def row_bytes(network: Any, window: int, lead: int = 0) -> int:
         """The memory that one row takes."""
         config, size = network.config, next(network.parameters()).element_size()
-        cached = 2 * 2 * (window + BLOCK) + 2 * PROMPT_TOKENS
+        cached = 2 * 2 * (lead + window + BLOCK) + (0 if lead else 2 * PROMPT_TOKENS)
         bytes_: int = config.num_hidden_layers * cached * config.hidden_size * size
         return bytes_
 
     def join(self, row: Row) -> Iterator[None]:
         """Takes the row into the batch, in pieces: between them, others may run. One row at a time may join."""
-        place = self.rows if row.given else len(self.live)
+        known = row.shift + row.given
+        place = self.rows if known else len(self.live)
         self._write(row, place)
-        if row.given:
-            for start in range(0, row.given, PREFILL):
-                self._prefill(row, place, range(start, min(start + PREFILL, row.given)))
+        if known:
+            for start in range(0, known, PREFILL):
+                self._prefill(row, place, range(start, min(start + PREFILL, known)))
                 yield
             row.position = row.given
             self._move(place, len(self.live))
@@ -161,7 +166,7 @@ class Decoder:
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
             halves=2 if any(row.sampling.guidance_scale > 1 for row in live) else 1,
-            length=min(self._length, _up(max(row.position for row in live) + 1, block)),
+            length=min(self._length, _up(max(row.shift + row.position for row in live) + 1, block)),
             text=_up(max(len(row.text) for row in live), BLOCK),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
             choice=replace(choice, top_k=None) if cuda else choice,
@@ -177,7 +182,9 @@ class Decoder:
             columns = slice(row.columns.start, row.columns.stop)
             self._weight[place, columns] = row.scale
         for number, layer in enumerate(self.weights.layers):
-            both = F.linear(row.text, layer.cross_kv)
+            if layer.cross is None:
+                break
+            both = F.linear(row.text, layer.cross.kv)
             if row.columns is not None:
                 both = both + torch.cat([*self.slots.addition("cross_kv", number, columns, row.text, row.scale)], dim=1)
             self._cross[number, :, place, :, :length] = both.view(length, 2, self._heads, self._head).permute(
@@ -192,6 +199,7 @@ class Decoder:
             (self._position, row.given),
             (self._frames, row.frames),
             (self._given, row.given),
+            (self._shift, row.shift),
             (self._offset, row.offset),
             (self._key, sampling.key(row.seed)),
             (self._guidance, settings.guidance_scale),
@@ -213,28 +221,41 @@ class Decoder:
             tensor[:, :, target] = tensor[:, :, source]
         for tensor in (
             *(self._unread, self._codes, self._latest, self._position, self._frames, self._given, self._offset),
-            *(self._key, self._guidance, self._temperature, self._top_k, self._top_p, self._weight, self._sound),
+            *(
+                self._shift,
+                self._key,
+                self._guidance,
+                self._temperature,
+                self._top_k,
+                self._top_p,
+                self._weight,
+                self._sound,
+            ),
         ):
             tensor[target] = tensor[source]
 
     def _prefill(self, row: Row, place: int, steps: range) -> None:
-        """Fills the cache for steps whose inputs are known, all at once."""
+        """Fills the cache for steps whose inputs are known, all at once. They count from the first step of the lead."""
         alone = Row(text=row.text, frames=0, sampling=row.sampling, seed=0, columns=row.columns, position=steps[-1])
         shape = self._shape([alone], place)
-        tokens = self._inputs(row, place, steps.start, len(steps))
-        embedded = self.weights.embedded(tokens + self._first_token)
+        first, last = max(0, steps.start - row.shift), max(0, steps.stop - row.shift)
+        tokens = self._inputs(row, place, first, last - first)
+        embedded = self.weights.embedded(tokens + self._first_token).expand(2, -1, -1)
+        if row.lead is not None:
+            embedded = torch.cat([row.lead[:, steps.start : steps.stop], embedded], dim=1)
         positions = torch.arange(steps.start, steps.stop, device=self.device)
-        spread = (embedded + self.weights.places[positions]).expand(shape.halves, -1, -1)
-        self._layers(spread.reshape(-1, embedded.shape[-1]), shape, positions[None])
+        spread = (embedded + self.weights.places[positions])[: shape.halves]
+        self._layers(spread.reshape(-1, self.weights.width), shape, positions[None])
 
     def _step(self, shape: Shape) -> None:
         """Fixed shapes, and nothing is read back: on a GPU, this is the body of a captured graph."""
         rows, halves = shape.rows, shape.halves
         position = self._position[:rows]
-        x = self.weights.embedded(self._latest[:rows] + self._first_token) + self.weights.places[position]
+        step = position + self._shift[:rows]
+        x = self.weights.embedded(self._latest[:rows] + self._first_token) + self.weights.places[step]
         if halves == 2:
             x = x.repeat_interleave(2, dim=0)
-        x = self._layers(x, shape, position[:, None])
+        x = self._layers(x, shape, step[:, None])
         logits = self.weights.logits(x, rows * halves).view(rows, halves, self.codebooks, self.tokens)
         if halves == 2:
             scale = self._guidance[:rows, None, None]
@@ -309,13 +330,14 @@ class Decoder:
         a = fit(a.transpose(1, 2).reshape(size, width))
         x = x + self._product(a, layer.out, "out", number, batch)
 
-        told = x[:size].view(rows, batch.halves, steps, width)[:, 0]
-        h = fit(layer.cross_norm(told).view(-1, width))
-        q = self._product(h, layer.cross_q, "cross_q", number, batch)[: rows * steps]
-        q = q.view(rows, steps, self._heads, head).transpose(1, 2)
-        a = F.scaled_dot_product_attention(q, cross_keys, cross_values, attn_mask=batch.unread)
-        a = fit(a.transpose(1, 2).reshape(-1, width))
-        told += self._product(a, layer.cross_out, "cross_out", number, batch)[: rows * steps].view_as(told)
+        if layer.cross is not None:
+            told = x[:size].view(rows, batch.halves, steps, width)[:, 0]
+            h = fit(layer.cross.norm(told).view(-1, width))
+            q = self._product(h, layer.cross.q, "cross_q", number, batch)[: rows * steps]
+            q = q.view(rows, steps, self._heads, head).transpose(1, 2)
+            a = F.scaled_dot_product_attention(q, cross_keys, cross_values, attn_mask=batch.unread)
+            a = fit(a.transpose(1, 2).reshape(-1, width))
+            told += self._product(a, layer.cross.out, "cross_out", number, batch)[: rows * steps].view_as(told)
 
         h = layer.activation(self._product(layer.final_norm(x), layer.fc1, "fc1", number, batch))
         return x + self._product(h, layer.fc2, "fc2", number, batch)

@@ -3,27 +3,34 @@
 import logging
 import os
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
-from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyForConditionalGeneration,
+)
 
 from domain.models import Model
 from workers.engine import EngineError, EngineRequest, Failure, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
 from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.listening import check, heard
 from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, window_frames
-from workers.engines.reading import PROMPT_TOKENS
+from workers.engines.musicgen.texts import Text, Texts
 
 STEPS_PER_ADVANCE: Final = 20
 MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
 # The rest of the free memory is for the text encoder, EnCodec, and what a step holds for a moment.
 SHARE_OF_MEMORY: Final = 0.6
-PROMPTS_REMEMBERED: Final = 64
+NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 JOINED: Final = object()
 
 logger = logging.getLogger(__name__)
@@ -35,7 +42,8 @@ class MusicgenEngine:
     def __init__(
         self, network: Any, tokenizer: Any, model: Model, device: torch.device, rows: int | None = None
     ) -> None:
-        """`network` is a MusicgenForConditionalGeneration in fp32, `tokenizer` the one of its text encoder.
+        """`network` is a MusicgenForConditionalGeneration in fp32, or a MusicgenMelodyForConditionalGeneration, which
+        makes music from text alone; `tokenizer` is the one of its text encoder.
 
         `rows` is the most takes at once, None as many as memory and device are good for.
         """
@@ -48,14 +56,15 @@ class MusicgenEngine:
             network.decoder.to(half)
         self.network = network.eval().to(device)
         self._window = window_frames(model.max_duration, network.audio_encoder.config, network.decoder.config)
-        self._rows = rows or _rows(network.decoder, self._window, device)
-        self._decoder = Decoder(network.decoder, self._rows, self._window)
+        self._texts = Texts(network, tokenizer)
+        lead = self._texts.longest_lead
+        self._rows = rows or _rows(Decoder.row_bytes(network.decoder, self._window, lead), device)
+        self._decoder = Decoder(network.decoder, self._rows, self._window, lead)
         self._active: dict[str, ActiveRequest] = {}
         self._waiting: deque[ActiveTake] = deque()
         self._joining: tuple[ActiveTake, Iterator[None]] | None = None
         self._decoding: list[ActiveTake] = []
         self._updates: list[Update] = []
-        self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
@@ -96,7 +105,15 @@ class MusicgenEngine:
                 f"The duration is {request.duration:g} s; {self.model.id} makes clips of up to {longest:g} s. "
                 "Ask for a shorter clip."
             )
-        active = self._active[request.id] = activate(request, self.network, self._window, self._device)
+        if request.opening is not None:
+            check(request.opening, request.duration, self.network)
+        try:
+            active = activate(request, self.network, self._window, self._device)
+        except Exception as error:
+            if not _is_short_of_memory(error):
+                raise
+            raise EngineError(self._short_of_memory(request), transient=True) from error
+        self._active[request.id] = active
         self._waiting.extend(active.takes)
 
     def cancel(self, request_id: str) -> None:
@@ -138,15 +155,26 @@ class MusicgenEngine:
         if active.started is None:
             active.started = time.monotonic()
             self._updates.append(active.progress("encoding"))
-        text = self._text(request.prompt)
+        text = self._texts.encoded(request.prompt)
         columns = None
         if request.adapter is not None and (columns := self._decoder.slots.hold(request.adapter)) is None:
             return None
-        row = take.row = take.next_row(text, columns)
         self._waiting.popleft()
-        pieces = self._decoder.join(row)
+        pieces = self._pieces(take, text, columns)
         self._joining = take, pieces
         return pieces
+
+    def _pieces(self, take: ActiveTake, text: Text, columns: range | None) -> Iterator[None]:
+        """What there is to do until the take is in the batch."""
+        active = take.owner
+        if active.request.opening is not None and active.opening is None:
+            parts = []
+            for part in heard(active.request.opening, self.network):
+                parts.append(part)
+                yield
+            active.opening = torch.cat(parts, dim=1)
+        take.row = take.next_row(text, columns)
+        yield from self._decoder.join(take.row)
 
     def _decode(self) -> None:
         if not self._decoding:
@@ -216,7 +244,7 @@ class MusicgenEngine:
             if isinstance(error, EngineError):
                 said, transient = str(error), error.transient
             elif _is_short_of_memory(error):
-                said = f"{self.device} ran out of memory on a clip of {request.duration:g} s."
+                said = self._short_of_memory(request)
             else:
                 logger.error("Request %s failed", request.id, exc_info=error)
                 said = f"Generation failed: {_brief(error)}"
@@ -228,7 +256,9 @@ class MusicgenEngine:
     def _halve(self) -> None:
         """Goes on with half the rows. Takes that were in the batch begin again, and come out the same."""
         logger.warning("%s ran out of memory with %d rows; going on with half of them.", self.device, self._rows)
-        begun = [take for active in self._active.values() for take in active.takes if take.row is not None]
+        joining = self._joining[0] if self._joining else None
+        takes = [take for active in self._active.values() for take in active.takes]
+        begun = [take for take in takes if take.row is not None or take is joining]
         again = [take for take in begun if not take.is_decoded]
         for take in again:
             self._leave(take)
@@ -237,27 +267,18 @@ class MusicgenEngine:
         self._rows //= 2
         self._decoder.resize(self._rows)
 
+    def _short_of_memory(self, request: EngineRequest) -> str:
+        return f"{self.device} ran out of memory on a clip of {request.duration:g} s."
+
     def _free_memory(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _text(self, prompt: str) -> torch.Tensor:
-        """The text's hidden states for the decoder, `[tokens, hidden]`."""
-        if prompt in self._texts:
-            self._texts.move_to_end(prompt)
-            return self._texts[prompt]
-        tokens = self._tokenizer(prompt, truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt").input_ids
-        text = self.network.text_encoder(tokens.to(self._device)).last_hidden_state
-        if hasattr(self.network, "enc_to_dec_proj"):
-            text = self.network.enc_to_dec_proj(text)
-        self._texts[prompt] = text[0].to(self.network.decoder.dtype)
-        if len(self._texts) > PROMPTS_REMEMBERED:
-            self._texts.popitem(last=False)
-        return self._texts[prompt]
-
 
 def _read(folder: Path) -> tuple[Any, Any]:
-    network: Any = MusicgenForConditionalGeneration
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    is_melody = isinstance(config, MusicgenMelodyConfig)
+    network: Any = MusicgenMelodyForConditionalGeneration if is_melody else MusicgenForConditionalGeneration
     network, report = network.from_pretrained(
         folder,
         local_files_only=True,
@@ -272,10 +293,10 @@ def _read(folder: Path) -> tuple[Any, Any]:
     return network, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _rows(decoder: Any, window: int, device: torch.device) -> int:
-    """How many rows the free memory holds, up to what the device is good for."""
+def _rows(bytes_: int, device: torch.device) -> int:
+    """How many rows of so many bytes the free memory holds, up to what the device is good for."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-    fitting = int(SHARE_OF_MEMORY * free / Decoder.row_bytes(decoder, window)) - 1
+    fitting = int(SHARE_OF_MEMORY * free / bytes_) - 1
     return max(1, min(MOST_ROWS.get(device.type, 1), fitting))
 
 
@@ -289,7 +310,10 @@ def _free_memory() -> int:
 
 
 def _is_short_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # So torch says on a CPU, on each system in other words.
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
 
 
 def _brief(error: Exception) -> str:

@@ -121,9 +121,9 @@ class Slots:
             del self._columns[idle]
 
     def _load(self, pairs: list[Pair], columns: range) -> None:
-        for site, parts in PARTS.items():
+        for site, (outputs, inputs) in self._shapes.items():
+            parts = PARTS[site]
             if site not in self.down:
-                outputs, inputs = self._shapes[site]
                 self.down[site] = self._like.new_zeros(self._layers, parts, COLUMNS, inputs)
                 self.up[site] = self._like.new_zeros(self._layers, parts, COLUMNS, outputs)
             self.down[site][:, :, columns.start : columns.stop] = 0
@@ -161,6 +161,8 @@ def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -
             raise EngineError(
                 f"Adapter {folder.name} has {name}; only the decoder's attention, fc1 and fc2 can be adapted."
             )
+        if SITES[module][0] not in shapes:
+            raise EngineError(f"Adapter {folder.name} has {name}, but the model has no attention to the text.")
         layer, (site, _) = int(found[2]), SITES[module]
         if layer >= layers:
             raise EngineError(f"Adapter {folder.name} has {name}, but the model has {layers} layers.")

@@ -7,24 +7,33 @@ from typing import Any, Final
 import torch
 from msgspec import Struct, field
 
+from domain.models import KEPT_SHARE
 from workers.engine import Clip, EngineRequest, Progress, Take
 from workers.engines.musicgen.batch import Row
 from workers.engines.musicgen.codec import Rendering
 from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.texts import Text
 
 DECODING_SHARE: Final = 0.95
-# Of a window of 30 s, the last 12 are the prompt of the next one.
-PROMPT_SHARE: Final = 12 / 30
 
 
 class ActiveRequest(Struct, eq=False):
-    """`unsung` takes have no clip yet; `started` is when the first of them began, on the monotonic clock."""
+    """`unsung` takes have no clip yet; `started` is when the first of them began, on the monotonic clock.
+
+    `opening` are the codes that each take begins with, once they are known.
+    """
 
     request: EngineRequest
     takes: list["ActiveTake"] = field(default_factory=list)
     unsung: int = 0
     started: float | None = None
     fraction: float = 0.0
+    opening: torch.Tensor | None = None
+
+    @property
+    def given(self) -> int:
+        """The frames that every take has from the beginning."""
+        return 0 if self.opening is None else self.opening.shape[1]
 
     def progress(self, stage: str | None = None) -> Progress:
         """`stage` is worked out where it is not given."""
@@ -61,19 +70,25 @@ class ActiveTake(Struct, eq=False):
     @property
     def share(self) -> float:
         """How much of it is done, 0 to 1."""
-        return DECODING_SHARE * self.made / self.frames + (1 - DECODING_SHARE) * self.rendering.share
+        given = self.owner.given
+        decoded = max(0, self.made - given) / (self.frames - given)
+        return DECODING_SHARE * decoded + (1 - DECODING_SHARE) * self.rendering.share
 
     @property
     def can_render(self) -> bool:
         return not self.rendering.is_done and self.made >= self.rendering.needs
 
-    def next_row(self, text: torch.Tensor, columns: range | None) -> Row:
+    def next_row(self, text: Text, columns: range | None) -> Row:
         """The next window, which begins with the end of the one before."""
-        request = self.owner.request
-        given = min(self.made, round(self.window * PROMPT_SHARE))
+        request, opening = self.owner.request, self.owner.opening
+        if opening is not None and not self.made:
+            self.made = opening.shape[1]
+            self.codes[:, : self.made] = opening
+        given = min(self.made, round(self.window * KEPT_SHARE))
         start = self.made - given
         self.row = Row(
-            text=text,
+            text=text.states,
+            lead=text.lead,
             frames=min(self.window, self.frames - start),
             sampling=request.sampling,
             seed=self.take.seed,

@@ -16,14 +16,20 @@ class Layer(Struct, frozen=True):
     self_norm: Change
     qkv: torch.Tensor
     out: torch.Tensor
-    cross_norm: Change
-    cross_q: torch.Tensor
-    cross_kv: torch.Tensor
-    cross_out: torch.Tensor
     final_norm: Change
     fc1: torch.Tensor
     activation: Change
     fc2: torch.Tensor
+    cross: "Cross | None"
+
+
+class Cross(Struct, frozen=True):
+    """The attention to the text, which a melody model does without."""
+
+    norm: Change
+    q: torch.Tensor
+    kv: torch.Tensor
+    out: torch.Tensor
 
 
 class Weights:
@@ -31,33 +37,35 @@ class Weights:
     depends on its company, products get a multiple of `unit` rows, with zeros behind the real ones.
     """
 
-    def __init__(self, network: Any, rows: int) -> None:
-        """`network` is a MusicgenForCausalLM, `rows` the most that will be in a batch."""
+    def __init__(self, network: Any, rows: int, places: int) -> None:
+        """`network` is a MusicgenForCausalLM or MusicgenMelodyForCausalLM, `rows` the most that will be in a batch,
+        `places` the steps that positions are needed for.
+        """
         decoder = network.model.decoder
         self.width = network.config.hidden_size
         self._table = _shared(list(decoder.embed_tokens), is_table=True)
         self._heads = _shared(list(network.lm_heads))
         self._norm = _norm(decoder.layer_norm)
-        self.places = decoder.embed_positions.weights.to(self._table)
+        table = decoder.embed_positions
+        known = table.weights if places <= len(table.weights) else table.get_embedding(places, self.width)
+        self.places = known.to(self._table)
         self.layers = [
             Layer(
                 self_norm=_norm(layer.self_attn_layer_norm),
                 qkv=_shared([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
                 out=_shared([layer.self_attn.out_proj]),
-                cross_norm=_norm(layer.encoder_attn_layer_norm),
-                cross_q=_shared([layer.encoder_attn.q_proj]),
-                cross_kv=_shared([layer.encoder_attn.k_proj, layer.encoder_attn.v_proj]),
-                cross_out=_shared([layer.encoder_attn.out_proj]),
                 final_norm=_norm(layer.final_layer_norm),
                 fc1=_shared([layer.fc1]),
                 activation=layer.activation_fn,
                 fc2=_shared([layer.fc2]),
+                cross=_cross(layer),
             )
             for layer in decoder.layers
         ]
         square, inner = (self.width, self.width), self.layers[0].fc1.shape[0]
         self.shapes = {
-            **dict.fromkeys(("qkv", "out", "cross_q", "cross_kv", "cross_out"), square),
+            **dict.fromkeys(("qkv", "out"), square),
+            **dict.fromkeys(("cross_q", "cross_kv", "cross_out") if self.layers[0].cross else (), square),
             "fc1": (inner, self.width),
             "fc2": (self.width, inner),
         }
@@ -111,6 +119,18 @@ def _shared(modules: list[Any], *, is_table: bool = False) -> torch.Tensor:
         module.weight.data = whole[start:end]
         start = end
     return whole
+
+
+def _cross(layer: Any) -> Cross | None:
+    if not hasattr(layer, "encoder_attn"):
+        return None
+    attention = layer.encoder_attn
+    return Cross(
+        norm=_norm(layer.encoder_attn_layer_norm),
+        q=_shared([attention.q_proj]),
+        kv=_shared([attention.k_proj, attention.v_proj]),
+        out=_shared([attention.out_proj]),
+    )
 
 
 def _norm(module: Any) -> Change:
