@@ -22,7 +22,7 @@ from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, Position, Query, ReadStore
 from workers.dataset_items import items
 from workers.datasets import RATERS
-from workers.reactions import PATIENCE_SECONDS
+from workers.reactions import PATIENCE_SECONDS, Views
 
 WHO: Final = "The erasure from datasets"
 PAGE: Final = 100
@@ -38,7 +38,9 @@ class ErasureFromDatasets:
     name = "dataset-erasures"
     topics = (JOBS.name, FEEDBACK.name, DATASETS.name)
 
-    def __init__(self, journal: Journal, store: ReadStore, objects: ObjectStore, scratch: Path | None = None) -> None:
+    def __init__(
+        self, journal: Journal, store: ReadStore, objects: ObjectStore, views: Views, scratch: Path | None = None
+    ) -> None:
         """`scratch` is a folder for temporary files."""
         self._journal = journal
         self._store = store

@@ -74,8 +74,6 @@ def _place(cursor: str | None, etag: str, size: int) -> int:
     if not 0 <= place <= size:
         raise InvalidError([Fault("/cursor", f"{cursor!r} is not a cursor; use next_cursor of the page before.")])
     if of != etag:
-        detail = (
-            "The list has changed since that page, because records were erased from it; begin again without cursor."
-        )
+        detail = "The list has changed since that page, as records were erased; begin again without a cursor."
         raise InvalidError([Fault("/cursor", detail)])
     return place
