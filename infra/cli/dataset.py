@@ -95,9 +95,7 @@ def dataset() -> None:
 @click.option("--description", default="", help="What it is for.")
 @click.option("--min-rating", type=float, help="The lowest mean rating of a sample, 1 to 5.")
 @click.option("--max-rating", type=float, help="The highest one.")
-@click.option(
-    "--tag", multiple=True, help="Only what has been tagged so. Like the next ones, several times if need be."
-)
+@click.option("--tag", multiple=True, help="Only what is tagged so. Give it, like the next ones, as often as needed.")
 @click.option("--user", multiple=True, help="Only what this listener said.")
 @click.option("--expert", multiple=True, help="Only what this expert said.")
 @click.option("--adapter", multiple=True, help=f"Only samples of this adapter; {BASE} is the model without any.")
@@ -268,9 +266,11 @@ async def build_again(settings: Settings, ident: str) -> None:
 
 
 async def _until(client: StudioClient, ident: str, done: Callable[[Dataset], bool]) -> Dataset:
-    while not done(found := await client.fetch(_path(ident), Dataset)):
+    while True:
+        found = await client.fetch(_path(ident), Dataset)
+        if done(found):
+            return found
         await asyncio.sleep(WAIT_SECONDS)
-    return found
 
 
 def _path(ident: str) -> str:

@@ -1,5 +1,6 @@
 """Exports as others load them: with the `datasets` library, and unpacked on another machine."""
 
+import asyncio
 import io
 import json
 import zipfile
@@ -21,17 +22,17 @@ load_dataset: Any = pytest.importorskip("datasets").load_dataset
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "exports").mkdir()
     return tmp_path / "exports"
 
 
 async def unpacked(parts: Parts, folders: Path, dataset_id: str, wanted: str) -> Path:
     zipped = await archive(parts, dataset_id, wanted)
-    folders.mkdir(exist_ok=True)
     file = folders / f"{wanted}.zip"
     assert zipped.fp is not None
     zipped.fp.seek(0)
-    file.write_bytes(zipped.fp.read())
-    unpack(file, folders / wanted)
+    await asyncio.to_thread(file.write_bytes, zipped.fp.read())
+    await asyncio.to_thread(unpack, file, folders / wanted)
     return folders / wanted
 
 
