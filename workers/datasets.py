@@ -25,6 +25,7 @@ from workers.claims import Claims
 from workers.dataset_replay import TOPICS, Replay, Summary
 from workers.trade import BrokenError, Run
 
+REMEMBERED: Final = 1_000
 RATERS: Final = "raters.jsonl"
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Building:
         self._objects = objects
         self._scratch = scratch
         self._outdated: UnknownVersionError | None = None
+        self._made: dict[str, str] = {}
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         """It has no model, so that nobody takes it for one that generates."""
@@ -103,6 +105,10 @@ class Building:
         except UnknownVersionError as error:
             self._outdated = error
             raise
+        # An attempt is tidied up before its event is appended, and perhaps before one that was appended is folded.
+        self._made[dataset.id] = place
+        if len(self._made) > REMEMBERED:
+            del self._made[next(iter(self._made))]
         return DatasetBuilt(
             dataset_id=dataset.id,
             attempt=dataset.attempt,
@@ -123,11 +129,11 @@ class Building:
             raise BrokenError(str(self._outdated))
 
     async def tidy(self, dataset: Dataset, attempt: int) -> None:
-        kept = "" if dataset.built is None else dataset.built.items.rpartition("/")[0]
+        kept = {self._made.get(dataset.id), dataset.built and dataset.built.items.rpartition("/")[0]}
         for stored in await _until_done(partial(self._objects.list, folder(dataset.id))):
             place, _, _ = stored.key.rpartition("/")
             made_by = place.rpartition("/")[2].partition("-")[0]
-            if made_by.isdecimal() and int(made_by) <= attempt and place != kept:
+            if made_by.isdecimal() and int(made_by) <= attempt and place not in kept:
                 await _until_done(partial(self._objects.delete, stored.key))
 
     async def cancel(self, dataset: Dataset, worker_id: str) -> Event:

@@ -116,8 +116,8 @@ async def measure(folder: Path, kind: str) -> None:
     await log.close()
     print(
         f"{kind:11} {events:>9,} feedback events in {taken:6.1f} s ({spent:.1f} s of processor), "
-        f"{events / taken:7,.0f}/s, {summary.count:>8,} items, {summary.size / 1e6:6.1f} MB of list; memory {before:.0f} MB before, "
-        f"{after:.0f} MB at most; {summary.digest[:12]}"
+        f"{events / taken:7,.0f}/s, {summary.count:>8,} items, {summary.size / 1e6:6.1f} MB of list; "
+        f"memory {before:.0f} MB before, {after:.0f} MB at most; {summary.digest[:12]}"
     )
 
 

@@ -20,6 +20,7 @@ from domain.events.ab_tests import ABTestCreated, ABTestReady, ABVoteCast, Choic
 from domain.events.datasets import DatasetBuilt, DatasetStarted
 from domain.events.feedback import FeedbackGiven, SampleSnapshot
 from domain.events.jobs import JobCompleted, JobDeleted, JobStarted, SampleGenerated
+from domain.models import NOISE
 from tests.conditions import eventually
 from tests.local.parts import LEASE, Parts, open_parts, stop, submission
 from workers import datasets as building
@@ -239,7 +240,7 @@ async def test_conflicting_preferences_are_settled_by_net_votes_and_ties_make_no
         "prompt_id": "prompt",
         "chosen_id": "job-0",
         "rejected_id": "job-1",
-        "model_id": "noise",
+        "model_id": NOISE.id,
         "seed": 0,
         "weight": 1,
         "n_votes": 3,
@@ -296,7 +297,7 @@ async def test_votes_of_blind_tests_are_preferences(studio: Parts) -> None:
         ({"name": " "}, "/name", "1 to 100"),
         ({"held_out": 1}, "/held_out", "from 0 to 0.9"),
         ({"seed": -1}, "/seed", "4294967295"),
-        ({"type": "ranking"}, "/type", "supervised, preference"),
+        ({"type": "ranking"}, "/type", "preference, supervised"),
         ({"filter_query": {"mood": "calm"}}, "/filter_query/mood", "filter_query takes min_rating"),
         ({"filter_query": {"min_rating": 6}}, "/filter_query/min_rating", "1 to 5"),
         ({"filter_query": {"min_rating": 4, "max_rating": 2}}, "/filter_query/min_rating", "above max_rating"),
@@ -498,7 +499,7 @@ async def test_a_dataset_says_what_was_erased_since_and_lets_go_of_it(studio: Pa
 
     await eventually(is_gone)
     stored = b"".join([chunk async for chunk in studio.objects.read(await list_of_name(studio, ident))])
-    assert b"f1" not in stored
+    assert b'"f1"' not in stored
     assert b"gone-0" not in stored
     refused = await studio.http.get(f"/datasets/{ident}/exports/supervised")
     assert refused.status_code == 409
@@ -604,7 +605,9 @@ async def test_a_strangers_events_hurt_no_reader(studio: Parts) -> None:
     await studio.journal.append(
         said("f1", "job-0", "job-1", rating=4.0),
         said("f2", "nobody-0", "job-0"),
-        said("f3", "job-0", "job-1", other=snapshot("job-1", "elsewhere")),
+        FeedbackGiven(
+            feedback_id="f3", sample=snapshot("job-0"), other=snapshot("job-1", "elsewhere"), verdict="preferred"
+        ),
         said("f4", "job-1", "job-1", verdict="tie"),
     )
     ident = (await create(studio, type="preference")).json()["id"]
