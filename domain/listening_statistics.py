@@ -55,11 +55,57 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 
     None where no unit has two values, or all values are the same.
     """
-    paired = [unit for unit in units if len(unit) > 1]
-    totals: Counter[Hashable] = Counter(value for unit in paired for value in unit)
-    count = totals.total()
-    by_chance = count * count - sum(n * n for n in totals.values())
-    if not by_chance:
-        return None
-    observed = sum((len(unit) ** 2 - sum(n * n for n in Counter(unit).values())) / (len(unit) - 1) for unit in paired)
-    return 1 - (count - 1) * observed / by_chance
+    agreement = NominalAgreement()
+    for unit in units:
+        agreement.add(unit)
+    return agreement.alpha()
+
+
+class NominalAgreement:
+    """Krippendorff's alpha one unit at a time; `units` counts those with two values or more."""
+
+    def __init__(self) -> None:
+        self.units = 0
+        self._totals: Counter[Hashable] = Counter()
+        self._observed = 0.0
+
+    def add(self, values: Sequence[Hashable]) -> None:
+        if len(values) > 1:
+            self.units += 1
+            self._totals.update(values)
+            same = sum(n * n for n in Counter(values).values())
+            self._observed += (len(values) ** 2 - same) / (len(values) - 1)
+
+    def alpha(self) -> float | None:
+        """None where no unit has two values, or all values are the same."""
+        count = self._totals.total()
+        by_chance = count * count - sum(n * n for n in self._totals.values())
+        return 1 - (count - 1) * self._observed / by_chance if by_chance else None
+
+
+class IntervalAgreement:
+    """The same of numbers, by the squares of their differences."""
+
+    def __init__(self) -> None:
+        self.units = 0
+        self._count = 0
+        self._sum = 0.0
+        self._squares = 0.0
+        self._observed = 0.0
+
+    def add(self, values: Sequence[float]) -> None:
+        if (count := len(values)) > 1:
+            total, squares = sum(values), sum(value * value for value in values)
+            self.units += 1
+            self._count += count
+            self._sum += total
+            self._squares += squares
+            self._observed += 2 * (count * squares - total * total) / (count - 1)
+
+    def alpha(self) -> float | None:
+        """None where no unit has two values, or all values are the same."""
+        by_chance = 2 * (self._count * self._squares - self._sum * self._sum)
+        # Of equal values the two differ by rounding alone.
+        if by_chance <= 1e-9 * self._count * self._squares:
+            return None
+        return 1 - (self._count - 1) * self._observed / by_chance

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -292,6 +292,9 @@ class ObjectStore(Protocol):
 
         Raises UnavailableError when the disk or server refuses.
         """
+
+    async def put_file(self, key: str, file: BinaryIO, *, replace: bool = True) -> ObjectInfo:
+        """As `put`, with all that a file holds, which may be more than fits in memory. It can be put again."""
 
     async def stat(self, key: str) -> ObjectInfo | None: ...
 

@@ -1,7 +1,7 @@
 """A copy of a studio's data folder, taken while the studio runs, and the way back.
 
-It holds the event log, the audio and the adapters that the log's events speak of, and the secret of blind trials:
-without that, trials would be shuffled anew. Views and other formats are made anew.
+It holds the event log, the audio, the adapters and the datasets that the log's events speak of, and the secret of
+blind trials: without that, trials would be shuffled anew. Views and other formats are made anew.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from domain.adapters import ADAPTERS, Adapter
 from domain.aggregates import AGGREGATES
+from domain.datasets import DATASETS, Dataset
 from domain.envelope import decode
 from domain.errors import ConflictError, NotFoundError, UnavailableError
 from domain.jobs import JOBS, Job, waveform
@@ -104,11 +105,12 @@ def restore(source: Path, data: Path, progress: Progress) -> Report:
 
 
 async def _found(events: Path) -> list[Kept]:
-    """The samples that a listener may have, and the adapters."""
+    """The samples that a listener may have, the adapters, and the lists and exports of datasets."""
     log = await SqliteLog.open(events)
     try:
         jobs: list[Job] = await _folded(log, JOBS.name)
         adapters: list[Adapter] = await _folded(log, ADAPTERS.name)
+        datasets: list[Dataset] = await _folded(log, DATASETS.name)
     finally:
         await log.close()
     samples = [sample.event for job in jobs for sample in job.audible]
@@ -124,7 +126,19 @@ async def _found(events: Path) -> list[Kept]:
             )
             for adapter in adapters
         ),
+        *(Kept(f"dataset {dataset.id}", _files(dataset)) for dataset in datasets if dataset.built),
     ]
+
+
+def _files(dataset: Dataset) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    if dataset.built is not None:
+        # What was erased from it is in no backup either.
+        found[dataset.built.items] = None if dataset.erasures else dataset.built.digest
+    for export in dataset.exports:
+        if export.made is not None and export.status == "exported":
+            found[export.made.archive] = export.made.sha256
+    return found
 
 
 async def _folded(log: SqliteLog, topic: str) -> list[Any]:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import uvicorn
@@ -18,6 +19,7 @@ from api.http.hosts import AllowedHosts
 from api.http.renditions import Renditions
 from api.http.sealing import Seals
 from api.http.services import Services
+from domain.datasets import Dataset
 from domain.errors import UnavailableError
 from domain.events import timestamp
 from domain.journal import Journal, until_done
@@ -30,9 +32,14 @@ from projections.freshness.folded import Folded
 from projections.freshness.tail import Tail
 from projections.freshness.watermarks import Watermarks
 from projections.hosts.local import LocalHost
-from workers import generation, mastering, purging
+from workers import dataset_rebuild, generation, mastering, purging
+from workers import datasets as building
 from workers.ab_tests import ABTestReaction
 from workers.adapters import AdapterFiles
+from workers.claims import Claims
+from workers.dataset_erasures import ErasureFromDatasets
+from workers.dataset_exports import ExportOfDatasets
+from workers.dataset_rebuild import Rebuilt
 from workers.engine import EngineError
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import Checkpoint, resolve
@@ -65,8 +72,8 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
     async with bootstrap.adapters(settings) as (log, store, objects):
         services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
         working = partial(_work, settings, checkpoint, log, store, objects)
-        reacting = _reactions(log, store, objects, services.folded).run
-        async with _http(settings, services, working, reacting) as url:
+        reacting = _reactions(settings, log, store, objects, services.folded).run
+        async with _http(settings, services, working, reacting, _builder(settings, log, store, objects).run) as url:
             yield url
 
 
@@ -92,7 +99,8 @@ async def react(settings: Settings) -> None:
     async with bootstrap.adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
         folded = Watermarks(log, store)
         tasks.create_task(folded.run())
-        tasks.create_task(_reactions(log, store, objects, folded).run())
+        tasks.create_task(_reactions(settings, log, store, objects, folded).run())
+        tasks.create_task(_builder(settings, log, store, objects).run())
 
 
 async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated: bool = False) -> Purged:
@@ -100,8 +108,7 @@ async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated
 
     Raises UnavailableError where there is no studio.
     """
-    if settings.log == "sqlite" and not (settings.folder / "events.db").exists():
-        raise UnavailableError(f"There is no studio in {settings.folder}. Name its data folder with --data.")
+    _check_studio(settings)
     async with bootstrap.adapters(settings) as (log, store, objects):
         journal = _journal(log)
         before = timestamp(datetime.fromisoformat(journal.now()) - age)
@@ -115,6 +122,23 @@ async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated
             jobs += 1
             size += sum(sample.event.size for sample in job.samples)
         return Purged(jobs, size, kept)
+
+
+async def rebuild_dataset(settings: Settings, dataset_id: str) -> tuple[Dataset, Rebuilt]:
+    """The dataset, and what became of building it again. Raises UnavailableError where there is no studio, and as
+    `workers.dataset_rebuild` does.
+    """
+    _check_studio(settings)
+    async with bootstrap.adapters(settings) as (log, store, objects):
+        journal = _journal(log)
+        dataset = await dataset_rebuild.find(journal, dataset_id)
+        scratch = _scratch(settings)
+        return dataset, await dataset_rebuild.rebuild(journal, store, objects, dataset, scratch)
+
+
+def _check_studio(settings: Settings) -> None:
+    if settings.log == "sqlite" and not (settings.folder / "events.db").exists():
+        raise UnavailableError(f"There is no studio in {settings.folder}. Name its data folder with --data.")
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts:
@@ -153,13 +177,24 @@ def _services(log: EventLog, store: ReadStore, folded: Folded, registry: Registr
     )
 
 
-def _reactions(log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> Reactions:
+def _builder(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore) -> Claims[Dataset]:
+    return building.worker(_journal(log), store, objects, _scratch(settings), lease=settings.lease_seconds)
+
+
+def _scratch(settings: Settings) -> Path:
+    """Where temporary files are: on the disk that keeps everything, as they may be larger than the memory."""
+    return settings.folder / "cache" / "datasets"
+
+
+def _reactions(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> Reactions:
     """Every reaction of the project."""
-    journal = _journal(log)
+    journal, scratch = _journal(log), _scratch(settings)
     reactions: list[Reaction] = [
         PurgeOfDeleted(journal, store, objects),
         ErasureOfFeedback(journal, store, folded),
         ABTestReaction(journal, store),
+        ExportOfDatasets(journal, store, objects, scratch),
+        ErasureFromDatasets(journal, store, objects, folded, scratch),
     ]
     return Reactions(journal, store, folded, reactions)
 

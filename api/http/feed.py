@@ -54,9 +54,9 @@ class Feed:
         return known if known and known.attempt == attempt else None
 
     def workers(self) -> list[WorkerAlive]:
-        """Those that said something lately and did not stop."""
+        """Those with a model that said something lately and did not stop: the others generate nothing."""
         since = time.monotonic() - SILENCE
-        return [alive for heard, alive in self._workers.values() if heard > since]
+        return [alive for heard, alive in self._workers.values() if heard > since and alive.model_id]
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[asyncio.Queue[Recorded | None]]:

@@ -42,14 +42,7 @@ def query(
     end: str | None = None,
 ) -> Query:
     """What a list is asked for; filters that are None do not narrow it. Raises InvalidError."""
-    faults = []
-    if not 1 <= limit <= MAX_LIMIT:
-        faults.append(Fault("/limit", f"limit is {limit}; ask for 1 to {MAX_LIMIT} items."))
-    if not 0 <= offset <= MAX_OFFSET:
-        detail = f"offset is {offset}; it goes from 0 to {MAX_OFFSET:,}. Go further with next_cursor."
-        faults.append(Fault("/offset", detail))
-    if faults:
-        raise InvalidError(faults)
+    limit, offset = bounds(limit, offset)
     return Query(
         equal={name: value for name, value in (equal or {}).items() if value is not None},
         among=among or {},
@@ -59,6 +52,19 @@ def query(
         offset=offset,
         limit=limit,
     )
+
+
+def bounds(limit: int, offset: int) -> tuple[int, int]:
+    """Both, as they are. Raises InvalidError."""
+    faults = []
+    if not 1 <= limit <= MAX_LIMIT:
+        faults.append(Fault("/limit", f"limit is {limit}; ask for 1 to {MAX_LIMIT} items."))
+    if not 0 <= offset <= MAX_OFFSET:
+        detail = f"offset is {offset}; it goes from 0 to {MAX_OFFSET:,}. Go further with next_cursor."
+        faults.append(Fault("/offset", detail))
+    if faults:
+        raise InvalidError(faults)
+    return limit, offset
 
 
 async def page(

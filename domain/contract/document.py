@@ -59,7 +59,7 @@ An undecodable record is skipped: never stop there. Of the topics that are kept 
 4. Work out the conditions that the table describes. A rule accepts when each of its `when` has that value; where
    several do, they agree. Then each field of `set` becomes `{{"value": v}}` that value, `{{"event": f}}` the event's
    field, `{{"header": "ce_time"}}` the normalised time, `{{"add": n}}` the old value and n, and `{{"put": f, "at": g}}`
-   gets the entry f under the key g, both fields of the event; `{{"merge": f}}` gets the numbers of the event's list f
+   gets the entry f under the key g, both fields of the event; `{{"merge": f}}` gets the entries of the event's list f
    that it lacks, and is sorted. Other fields stay; at first they are null.
 5. Remember the verdict, accepted or not, if the table keeps any. An undecodable record is a refused one that also marks
    the state as suspect.

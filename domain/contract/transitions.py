@@ -17,6 +17,7 @@ from domain.contract import Json, Published
 from domain.events import Recorded
 from domain.ports import Position
 
+DECIDING: Final = ("status", "type")  # how fields end whose text decides
 PUBLISHED: Final[Mapping[str, Published]] = {
     name: module.PUBLISHED for name, module in slices("domain.contract").items()
 }
@@ -76,7 +77,7 @@ def _cases(topic: str) -> Iterator[Case]:
                 after=state,
             )
             # Which time or name it is differs without end and decides nothing.
-            mark = repr([_kind(value) if name != "status" else value for name, value in state.items()])
+            mark = repr([value if name.endswith(DECIDING) else _kind(value) for name, value in state.items()])
             if mark not in seen:
                 seen.add(mark)
                 waiting.append(after)

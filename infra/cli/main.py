@@ -15,6 +15,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "api": "studio.api",
     "backup": "backup.backup",
     "contract": "contract.contract",
+    "dataset": "dataset.dataset",
     "demo": "demo.command",
     "generate": "generate.command",
     "listen": "listen.command",

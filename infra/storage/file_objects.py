@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import stat
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -30,7 +32,10 @@ class FileObjects:
         return cls(await asyncio.to_thread(_prepare, Path(root)))
 
     async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
-        return await asyncio.to_thread(self._put, key, data, replace)
+        return await asyncio.to_thread(self._put, key, lambda file: file.write(data), replace)
+
+    async def put_file(self, key: str, file: BinaryIO, *, replace: bool = True) -> ObjectInfo:
+        return await asyncio.to_thread(self._put, key, partial(_copy, file), replace)
 
     async def stat(self, key: str) -> ObjectInfo | None:
         return await asyncio.to_thread(lambda: self._info(self._path(key)))
@@ -69,7 +74,7 @@ class FileObjects:
             return None
         return ObjectInfo(path.relative_to(self._root).as_posix(), status.st_size, _etag(status))
 
-    def _put(self, key: str, data: bytes, replace: bool) -> ObjectInfo:
+    def _put(self, key: str, write: Callable[[BinaryIO], object], replace: bool) -> ObjectInfo:
         path = self._path(key)
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _refusals(key):
@@ -83,7 +88,7 @@ class FileObjects:
                 raise UnavailableError(f"The folder of {key!r} keeps being deleted. Try again.")
             try:
                 with file:
-                    file.write(data)
+                    write(file)
                     file.flush()
                     # The file system's own clock ticks in milliseconds, and two puts in one tick would share an etag.
                     os.utime(file.fileno(), ns=(now := time.time_ns(), now))
@@ -170,6 +175,11 @@ def _prepare(root: Path) -> Path:
 
 def _new(path: Path, mode: int) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    source.seek(0)
+    shutil.copyfileobj(source, target)
 
 
 def _etag(status: os.stat_result) -> str:

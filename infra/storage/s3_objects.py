@@ -1,10 +1,11 @@
 """Objects in an S3 bucket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from os import SEEK_END
+from typing import Any, BinaryIO, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -20,13 +21,14 @@ from infra.loopback import is_loopback
 CHUNK: Final = 256 * 1024
 PART: Final = 8 * 1024 * 1024
 DELETED_AT_ONCE: Final = 1000
-OURS: Final = ("samples/", "renditions/")
+OURS: Final = ("samples/", "renditions/", "datasets/")
 TRIES: Final = 5
 ATTEMPTS: Final = 4
 STALE: Final = timedelta(days=1)
 MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 DENIED: Final = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 THERE: Final = {"PreconditionFailed", "ConditionalRequestConflict"}
+Source: TypeAlias = Callable[[int, int], bytes]  # the bytes between two offsets
 BOTH: Final = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ObjectExistsAsDirectory"}
 
 
@@ -64,15 +66,25 @@ class S3Objects:
         return self
 
     async def put(self, key: str, data: bytes, *, replace: bool = True) -> ObjectInfo:
+        return await self._put(key, lambda start, end: data[start:end], len(data), replace=replace)
+
+    async def put_file(self, key: str, file: BinaryIO, *, replace: bool = True) -> ObjectInfo:
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        return await self._put(key, read, await asyncio.to_thread(file.seek, 0, SEEK_END), replace=replace)
+
+    async def _put(self, key: str, read: Source, size: int, *, replace: bool) -> ObjectInfo:
         check_key(key)
         condition = {} if replace else {"IfNoneMatch": "*"}
         with self._refusals(key):
-            put = self._put_parts if len(data) > PART else self._put_whole
+            put = self._put_parts if size > PART else self._put_whole
             tries = TRIES
             while True:
                 tries -= 1
                 try:
-                    return ObjectInfo(key, len(data), _etag(await put(key, data, condition)))
+                    return ObjectInfo(key, size, _etag(await put(key, read, size, condition)))
                 except ClientError as error:
                     code = _code(error)
                     if condition and code in THERE and (there := await self.stat(key)):
@@ -193,18 +205,18 @@ class S3Objects:
             listed = [each async for page in pages for each in page.get("Contents", ())]
         return [ObjectInfo(each["Key"], each["Size"], _etag(each)) for each in listed]
 
-    async def _put_whole(self, key: str, data: bytes, condition: Mapping[str, str]) -> Any:
+    async def _put_whole(self, key: str, read: Source, size: int, condition: Mapping[str, str]) -> Any:
+        data = await asyncio.to_thread(read, 0, size)
         return await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data, **condition)
 
-    async def _put_parts(self, key: str, data: bytes, condition: Mapping[str, str]) -> Any:
+    async def _put_parts(self, key: str, read: Source, size: int, condition: Mapping[str, str]) -> Any:
         place = {"Bucket": self._bucket.name, "Key": key}
         upload = (await self._client.create_multipart_upload(**place))["UploadId"]
         try:
             parts = []
-            for number, first in enumerate(range(0, len(data), PART), 1):
-                part = await self._client.upload_part(
-                    **place, UploadId=upload, PartNumber=number, Body=data[first : first + PART]
-                )
+            for number, first in enumerate(range(0, size, PART), 1):
+                data = await asyncio.to_thread(read, first, min(first + PART, size))
+                part = await self._client.upload_part(**place, UploadId=upload, PartNumber=number, Body=data)
                 parts.append({"PartNumber": number, "ETag": part["ETag"]})
             return await self._client.complete_multipart_upload(
                 **place, UploadId=upload, MultipartUpload={"Parts": parts}, **condition

@@ -13,6 +13,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("domain", "commands", "projections", "workers", "api", "infra", "tests")
 LIST: Final = "domain/aggregates.py"
+SLICES: Final = ("prompts", "jobs", "feedback", "adapters", "models", "abtests", "datasets")
 
 FILES: Final = {
     "domain/events/cheers.py": """
@@ -216,7 +217,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, text in FILES.items():
         (copy / name).write_text(dedent(text))
     listed = (copy / LIST).read_text()
-    with_cheers = listed.replace('"ab_tests")', '"ab_tests", "cheers")')
+    with_cheers = listed.replace('"datasets")', '"datasets", "cheers")')
     assert len(set(with_cheers.splitlines()) ^ set(listed.splitlines())) == 2, "one line is another"
     (copy / LIST).write_text(with_cheers)
     done = subprocess.run(
@@ -237,7 +238,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     [
         (
             "topics",
-            ["prompts", "jobs", "feedback", "adapters", "models", "abtests", "cheers", "progress", "deadletter"],
+            [*SLICES, "cheers", "progress", "deadletter"],
         ),
         ("decoded", ["Cheered"]),
         ("views", ["cheers"]),
@@ -247,7 +248,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "contract",
             ["schemas/text2song.cheer.given.v1.json", "transitions/cheers.json", "vectors/cheers.json"],
         ),
-        ("choices", ["prompts", "jobs", "feedback", "adapters", "models", "abtests", "cheers"]),
+        ("choices", [*SLICES, "cheers"]),
         ("routes", ["/cheers", "/cheers/{cheer_id}"]),
     ],
 )
