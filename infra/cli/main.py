@@ -27,6 +27,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "restore": "backup.restore",
     "servers": "servers.servers",
     "settings": "settings.show_settings",
+    "train": "train.command",
     "up": "studio.up",
     "verdict": "verdict.command",
     "work": "studio.work",

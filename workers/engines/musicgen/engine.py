@@ -67,7 +67,7 @@ class MusicgenEngine:
             raise EngineError(f"Device {device} cannot be used: {_brief(error)}") from error
         # With a damaged file the libraries can raise any exception.
         try:
-            network, tokenizer = noise.build() if checkpoint.folder is None else _read(checkpoint.folder)
+            network, tokenizer = noise.build() if checkpoint.folder is None else read(checkpoint.folder)
             return cls(network, tokenizer, checkpoint.model, place)
         except torch.OutOfMemoryError as error:
             raise EngineError(
@@ -256,7 +256,8 @@ class MusicgenEngine:
         return self._texts[prompt]
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+def read(folder: Path) -> tuple[Any, Any]:
+    """The network of a checkpoint, in fp32 on the CPU, and its tokenizer. With a damaged file any exception can come."""
     network: Any = MusicgenForConditionalGeneration
     network, report = network.from_pretrained(
         folder,
