@@ -89,9 +89,9 @@ def _train(
     given: dict[str, Any],
 ) -> int:
     chosen = config(method, given)
-    from workers.training.examples import read
+    from workers.training import examples
 
-    name = base_model or _maker(read(data).models)
+    name = base_model or examples.base_model(examples.read(data))
     try:
         model = resolve(ALIASES.get(name, name))
     except EngineError as error:
@@ -138,13 +138,6 @@ def _train(
     console.tell("Register it at a running studio, and let a blind test judge it:")
     console.tell(f"  text2song adapters add {output} --name {output.resolve().name} --version 1.0.0")
     return 0
-
-
-def _maker(models: Any) -> str:
-    if len(models) != 1:
-        found = ", ".join(models[:5]) or "none"
-        raise TrainingError(f"The clips name these models: {found}. Say which one to train with --base-model.")
-    return str(models[0])
 
 
 def _cache() -> Path:

@@ -131,6 +131,14 @@ def read(folder: Path) -> Examples:
     )
 
 
+def base_model(examples: Examples) -> str:
+    """The model that made the clips. Raises TrainingError where they are of none, or of several."""
+    if len(examples.models) == 1:
+        return examples.models[0]
+    found = ", ".join(examples.models[:NAMED]) or "none"
+    raise TrainingError(f"The clips name these models: {found}. Say which one to train as the base model.")
+
+
 def sound(folder: Path, clip: Clip, sample_rate: int, channels: int) -> NDArray[np.float32]:
     """`[channels, samples]`. Raises ValueError saying what is wrong with the file."""
     path = folder / clip.file

@@ -103,7 +103,7 @@ class Taste:
         self._target = target
         self._ramp = ramp
         self.scale = 1.0
-        self._first = 1 / math.sqrt(2 * target)
+        self._first = first_weight(target)
         self.weight = self._first
 
     def rewards(self, slopes: torch.Tensor) -> torch.Tensor:
@@ -132,6 +132,11 @@ class Taste:
         error = max(-1.0, min(1.0, figures["kl"] / wanted - 1))
         self.weight = min(SPAN * self._first, max(self._first / SPAN, self.weight * math.exp(STIFFNESS * error)))
         return loss, figures
+
+
+def first_weight(target: float) -> float:
+    """Of a KL in nats a code, under which a policy that fits rewards of spread one perfectly has that KL."""
+    return 1 / math.sqrt(2 * target)
 
 
 def _slope(of: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
