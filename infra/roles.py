@@ -30,7 +30,7 @@ from projections.freshness.folded import Folded
 from projections.freshness.tail import Tail
 from projections.freshness.watermarks import Watermarks
 from projections.hosts.local import LocalHost
-from workers import generation, mastering, purging
+from workers import generation, mastering, purging, trainings
 from workers.ab_tests import ABTestReaction
 from workers.adapters import AdapterFiles
 from workers.engine import EngineError
@@ -41,6 +41,7 @@ from workers.engines.reading import reader
 from workers.feedback import ErasureOfFeedback, has_feedback
 from workers.purging import PurgeOfDeleted
 from workers.reactions import Reaction, Reactions
+from workers.training.folders import StoredDatasets
 
 PATIENCE_SECONDS: Final = 5.0
 
@@ -66,7 +67,8 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
         services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
         working = partial(_work, settings, checkpoint, log, store, objects)
         reacting = _reactions(log, store, objects, services.folded).run
-        async with _http(settings, services, working, reacting) as url:
+        learning = partial(_learn, settings, log, store, objects, services.folded)
+        async with _http(settings, services, working, reacting, learning) as url:
             yield url
 
 
@@ -93,6 +95,14 @@ async def react(settings: Settings) -> None:
         folded = Watermarks(log, store)
         tasks.create_task(folded.run())
         tasks.create_task(_reactions(log, store, objects, folded).run())
+
+
+async def learn(settings: Settings) -> None:
+    """A trainer, until cancelled."""
+    async with bootstrap.adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
+        folded = Watermarks(log, store)
+        tasks.create_task(folded.run())
+        tasks.create_task(_learn(settings, log, store, objects, folded))
 
 
 async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated: bool = False) -> Purged:
@@ -170,6 +180,22 @@ def _renditions(settings: Settings, objects: ObjectStore) -> Renditions:
 
 def _journal(log: EventLog) -> Journal:
     return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+
+
+async def _learn(
+    settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded
+) -> None:
+    trainer = trainings.worker(
+        _journal(log),
+        store,
+        objects,
+        folded,
+        StoredDatasets(objects),
+        settings.folder / "cache" / "training",
+        lease=settings.lease_seconds,
+        device=settings.device,
+    )
+    await trainer.run()
 
 
 async def _work(

@@ -17,6 +17,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "contract": "contract.contract",
     "demo": "demo.command",
     "generate": "generate.command",
+    "learn": "learn.learn",
     "listen": "listen.command",
     "models": "models.models",
     "project": "studio.project",

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import torch
@@ -11,23 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workers.training.errors import TrainingError
+from workers.training.standing import ABOUT, FILE, Standing
 
-FILE: Final = "checkpoint.safetensors"
-ABOUT: Final = "training"
-
-
-class Standing(Struct, frozen=True, kw_only=True):
-    """`made_of` is the digest of configuration, data and base model. `step` steps are done.
-
-    `curve` has a point a step, `best` the figures of the best evaluation, and `memory` what the method keeps.
-    """
-
-    made_of: str
-    step: int
-    curve: list[dict[str, float]]
-    best: dict[str, float] | None = None
-    without_better: int = 0
-    memory: dict[str, float] = {}
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from workers.training.features import Ear
 from workers.training.listener import Listener, listen
 from workers.training.material import Material, Piece, Two
 from workers.training.network import Network
+from workers.training.result import Figures
 from workers.training.taste import Slopes, Taste
 
 HELD_AT_ONCE: Final = 8
@@ -24,7 +25,6 @@ CALIBRATED_ON: Final = 16
 MAPPED_FROM: Final = 64
 ABOUT_CHANCE: Final = 0.55
 
-Figures = dict[str, float]
 Stage = Callable[[str, int, int], None]
 
 

@@ -8,32 +8,29 @@ from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import msgspec
 import torch
 from msgspec import Struct
 
-from domain.lora import CONFIG as ADAPTER_CONFIG
 from domain.lora import WEIGHTS
 from workers.engines.checkpoints import Checkpoint as Model
 from workers.training import checkpoint
-from workers.training.checkpoint import Checkpoint, Standing
+from workers.training.checkpoint import Checkpoint
 from workers.training.codes import Codes
 from workers.training.config import Config
 from workers.training.errors import NothingLearntError, TrainingError
 from workers.training.examples import Examples, read
-from workers.training.listener import DESCRIPTION
-from workers.training.listener import WEIGHTS as PREFERENCE
 from workers.training.material import Material, gather
 from workers.training.network import Network
-from workers.training.objectives import Figures, Objective, TasteObjective, objective
+from workers.training.objectives import Objective, TasteObjective, objective
+from workers.training.result import RESULT, Figures, Result, Status
+from workers.training.standing import FILE, Standing
 
-RESULT: Final = "training.json"
 CLIPPED_TO: Final = 1.0
 BETAS: Final = (0.9, 0.99)
 FLOOR: Final = 0.1  # of the learning rate, at the end
-Status: TypeAlias = Literal["completed", "nothing_learnt", "stopped"]
 
 
 class Point(Struct, frozen=True, kw_only=True):
@@ -43,26 +40,6 @@ class Point(Struct, frozen=True, kw_only=True):
     step: int
     steps: int
     figures: Figures | None = None
-
-
-class Result(Struct, frozen=True, kw_only=True):
-    """What training.json holds. `sha256` is that of the adapter's weights."""
-
-    status: Status
-    message: str
-    config: Config
-    base_model: str
-    base_revision: str | None
-    dataset: dict[str, Any]
-    metrics: Figures
-    curve: list[Figures]
-    code_version: str
-    made_of: str
-    hears: list[dict[str, Any]] = []
-    warnings: list[str] = []
-    left_out: list[str] = []
-    sha256: str | None = None
-    seconds: float = 0.0
 
 
 class Training:
@@ -182,7 +159,7 @@ class Training:
 
     def _keep(self, loop: "_Loop") -> None:
         checkpoint.save(self._output, loop.checkpoint())
-        self._on_checkpoint(self._output / checkpoint.FILE)
+        self._on_checkpoint(self._output / FILE)
 
     def _end(self, status: Status, message: str, *of: Any, **fields: Any) -> Result:
         result = self._result(status, message, *of, **fields)
@@ -191,7 +168,7 @@ class Training:
             partial = self._output / f"{RESULT}.part"
             partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
             partial.replace(self._output / RESULT)
-            (self._output / checkpoint.FILE).unlink(missing_ok=True)
+            (self._output / FILE).unlink(missing_ok=True)
         except OSError as error:
             raise self._disk(error) from None
         return result
@@ -358,7 +335,3 @@ class _Loop:
         """Of the learning rate: it rises over the warm-up and falls to FLOOR."""
         rising = min(1.0, (step + 1) / max(1, self._config.warmup_steps))
         return rising * (FLOOR + (1 - FLOOR) * (1 - step / self._config.steps))
-
-
-ADAPTER_FILES: Final = (WEIGHTS, ADAPTER_CONFIG)
-PREFERENCE_FILES: Final = (PREFERENCE, DESCRIPTION)
