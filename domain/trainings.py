@@ -182,9 +182,7 @@ def release(training: Training, now: str, why: str) -> TrainingAttemptFailed:
     )
 
 
-def report_failure(
-    training: Training, error: str, retry_at: str | None
-) -> TrainingAttemptFailed | TrainingFailed:
+def report_failure(training: Training, error: str, retry_at: str | None) -> TrainingAttemptFailed | TrainingFailed:
     """`retry_at` None says that trying again cannot help."""
     id_, attempt = training.id, training.attempt
     if retry_at is None:
@@ -238,9 +236,7 @@ def _apply(training: Training, recorded: Recorded) -> Training | str:
                 return refusal
             if not event.storage_path.startswith(f"{folder(training.id)}/"):
                 return "its checkpoint is in another training's folder"
-            return replace(
-                training, checkpoint=event, step=event.step, steps=event.steps, curve=event.curve, lost=0
-            )
+            return replace(training, checkpoint=event, step=event.step, steps=event.steps, curve=event.curve, lost=0)
         case TrainingCompleted() as event:
             if refusal := _not_running(training, event.attempt):
                 return refusal

@@ -182,16 +182,14 @@ def _journal(log: EventLog) -> Journal:
     return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
 
 
-async def _learn(
-    settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded
-) -> None:
+async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> None:
     trainer = trainings.worker(
         _journal(log),
         store,
         objects,
         folded,
         StoredDatasets(objects),
-        settings.folder / "cache" / "training",
+        place=settings.folder / "cache" / "training",
         lease=settings.lease_seconds,
         device=settings.device,
     )

@@ -53,7 +53,9 @@ def write(
     return folder
 
 
-def preference(number: int, chosen: str, rejected: str, prompt: str, model: str = NOISE.id, **more: Any) -> dict[str, Any]:
+def preference(
+    number: int, chosen: str, rejected: str, prompt: str, model: str = NOISE.id, **more: Any
+) -> dict[str, Any]:
     return {
         "chosen_file_name": chosen,
         "rejected_file_name": rejected,

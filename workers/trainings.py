@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ from commands import adapters as commands
 from commands.transact import load
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
-from domain.errors import ConflictError, InvalidError, NotFoundError, UnavailableError, UncertainError
+from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
 from domain.events import MAX_ERROR, Event
 from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
 from domain.events.progress import TrainingProgressed, WorkerAlive
@@ -37,11 +37,11 @@ from domain.trainings import MAX_LOST, TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve
+from workers.trade import AttemptError, BrokenError, Run
 from workers.training import process
-from workers.training.standing import FILE, standing_of
 from workers.training.process import Died, Ended, Kept, Order, Progressed, Refused
 from workers.training.result import RESULT, Result
-from workers.trade import AttemptError, BrokenError, Run
+from workers.training.standing import FILE, standing_of
 
 PROGRESS_EVERY: Final = 1.0
 SHOWN_SECONDS: Final = 30.0
@@ -88,8 +88,8 @@ def worker(
     objects: ObjectStore,
     folded: Folded,
     datasets: Datasets,
-    place: Path,
     *,
+    place: Path,
     lease: float = 6.0,
     backoff: float = 1.0,
     device: str | None = None,
@@ -97,7 +97,7 @@ def worker(
 ) -> Claims[Training]:
     """One that trains one adapter at a time. `place` is a folder for what it can make again."""
     trade = Learning(
-        journal, store, objects, folded, datasets, place, device=device, checkpoint_seconds=checkpoint_seconds
+        journal, store, objects, folded, datasets, place=place, device=device, checkpoint_seconds=checkpoint_seconds
     )
     return Claims(journal, store, trade, lease=lease, backoff=backoff)
 
@@ -112,8 +112,8 @@ class Learning:
         objects: ObjectStore,
         folded: Folded,
         datasets: Datasets,
-        place: Path,
         *,
+        place: Path,
         device: str | None = None,
         checkpoint_seconds: float = 120.0,
     ) -> None:
@@ -201,7 +201,7 @@ class Learning:
     async def _data(self, training: Training, here: Path) -> Path:
         try:
             return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
-        except NotFoundError as error:
+        except (NotFoundError, DamagedError) as error:
             raise AttemptError(f"{error} Build and export the dataset, and ask for the training again.") from error
 
     async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
@@ -263,10 +263,8 @@ class Learning:
             steps=said.steps,
             values=_sound(said.values),
         )
-        try:
+        with suppress(UnavailableError, UncertainError):
             await self._journal.append(event)
-        except (UnavailableError, UncertainError):
-            pass
 
     async def _keep(self, run: Run[Training], path: Path) -> None:
         """Stores the checkpoint first and appends the event second, in a folder of the claim that no other has."""
@@ -334,9 +332,7 @@ class Learning:
         if there is not None and there.request.training_id == training.id:
             return id_
         try:
-            await until_done(
-                partial(commands.register, self._journal, self._views, registration, store, discard), WHO
-            )
+            await until_done(partial(commands.register, self._journal, self._views, registration, store, discard), WHO)
         except ConflictError as error:
             raise AttemptError(f"{error} Ask for the training again with another adapter_version.") from error
         return id_
@@ -354,8 +350,6 @@ def curve(points: Sequence[dict[str, float]]) -> tuple[CurvePoint, ...]:
 
 def _sound(values: Any) -> dict[str, float]:
     return {name: value for name, value in list(values.items())[:20] if abs(value) < 1e15}
-
-
 
 
 def _described(result: Result) -> dict[str, str | float | bool | None]:

@@ -122,8 +122,18 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
         "what comes before the request is passed over": _log(started(1), b"{", CANCEL, REQUESTED, started(1)),
         "a second request is refused": _log(REQUESTED, replace(REQUESTED, method="sft"), started(1)),
         "events out of order are refused": _log(
-            REQUESTED, checkpointed(), COMPLETED, started(2), CANCELLED, REQUEUED, RELEASED, FAILED, started(1),
-            checkpointed(20, 2), replace(COMPLETED, attempt=2), checkpointed(),
+            REQUESTED,
+            checkpointed(),
+            COMPLETED,
+            started(2),
+            CANCELLED,
+            REQUEUED,
+            RELEASED,
+            FAILED,
+            started(1),
+            checkpointed(20, 2),
+            replace(COMPLETED, attempt=2),
+            checkpointed(),
         ),
         "a checkpoint lies in its own training's folder": _log(REQUESTED, started(1), elsewhere, checkpointed()),
         "what is out of bounds is no event": _log(
@@ -135,8 +145,14 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
         ),
         "the first of two claims holds": _log(REQUESTED, started(1), started(1, "worker-2"), checkpointed()),
         "a takeover goes on from the checkpoint and shuts the old attempt out": _log(
-            REQUESTED, started(1), checkpointed(20), started(2, "worker-2"), checkpointed(40), COMPLETED,
-            checkpointed(40, 2), replace(COMPLETED, attempt=2),
+            REQUESTED,
+            started(1),
+            checkpointed(20),
+            started(2, "worker-2"),
+            checkpointed(40),
+            COMPLETED,
+            checkpointed(40, 2),
+            replace(COMPLETED, attempt=2),
         ),
         "lost attempts are counted until a checkpoint is made": _log(
             REQUESTED, started(1), started(2), started(3), checkpointed(20, 3), started(4, "worker-4")

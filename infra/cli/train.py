@@ -15,7 +15,7 @@ from domain.models import NANO, NOISE
 from infra.cli.console import Folder, console, or_exit
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
-from workers.training.config import DEFAULTS, METHODS, config
+from workers.training.config import DEFAULTS, METHODS, Config, config
 from workers.training.errors import TrainingError
 
 ALIASES: Final = {"nano": NANO.id, "noise": NOISE.id}
@@ -58,37 +58,30 @@ def default_help(name: str) -> str:
 @click.option("--kl-target", type=float, help=f"Of taste, in nats a code.  {default_help('kl_target')}")
 @click.option("--beta", type=float, help=f"Of dpo.  {default_help('beta')}")
 @click.option("--sft-weight", type=float, help=f"Of dpo.  {default_help('sft_weight')}")
-@click.option("--label-smoothing", type=float, help=f"Of dpo: the share of wrong pairs.  {default_help('label_smoothing')}")
-def command(
-    data: Path,
-    method: str,
-    output: Path,
-    base_model: str | None,
-    device: str | None,
-    threads: int | None,
-    checkpoint_minutes: float,
-    **given: Any,
-) -> None:
+@click.option(
+    "--label-smoothing", type=float, help=f"Of dpo: the share of wrong pairs.  {default_help('label_smoothing')}"
+)
+def command(data: Path, method: str, output: Path, base_model: str | None, **given: Any) -> None:
     """Train a LoRA adapter from an exported dataset.
 
     Ctrl-C keeps a checkpoint; the same command goes on from it. The exit code is 3 when the data teach nothing.
     """
-    asked = {name: value for name, value in given.items() if value is not None}
-    code = or_exit(lambda: _train(data, method, output, base_model, device, threads, checkpoint_minutes, asked))
-    sys.exit(code)
+    run = {name: given.pop(name) for name in ("device", "threads", "checkpoint_minutes")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    sys.exit(or_exit(lambda: _train(config(method, chosen), data, output, base_model, **run)))
 
 
 def _train(
+    chosen: Config,
     data: Path,
-    method: str,
     output: Path,
     base_model: str | None,
+    *,
     device: str | None,
     threads: int | None,
     checkpoint_minutes: float,
-    given: dict[str, Any],
 ) -> int:
-    chosen = config(method, given)
+    """The exit code."""
     from workers.training import examples
 
     name = base_model or examples.base_model(examples.read(data))
@@ -134,7 +127,9 @@ def _train(
     _draw(result.curve)
     for warning in result.warnings:
         console.tell(warning, style="yellow")
-    console.tell(f"The adapter is in {output}, its weights are {result.sha256}. It took {result.seconds / 60:.1f} minutes.")
+    console.tell(
+        f"The adapter is in {output}, its weights are {result.sha256}. It took {result.seconds / 60:.1f} minutes."
+    )
     console.tell("Register it at a running studio, and let a blind test judge it:")
     console.tell(f"  text2song adapters add {output} --name {output.resolve().name} --version 1.0.0")
     return 0

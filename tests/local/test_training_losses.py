@@ -27,7 +27,7 @@ def network() -> Network:
     dice = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in found.trained:
-            parameter += 0.05 * torch.randn(parameter.shape, generator=dice)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=dice))
     return found
 
 
@@ -93,9 +93,11 @@ def reference(network: Network, codes: np.ndarray[Any, Any], prompt: str) -> lis
         for book in range(books):
             steps[book, book : book + frames] = codes[book]
         fed = np.concatenate([np.full((books, 1), network.pad), steps[:, :-1]], axis=1)
-        out = network.decoder(
-            input_ids=torch.from_numpy(fed), encoder_hidden_states=states, encoder_attention_mask=mask
-        ).logits.numpy().astype(np.float64)
+        out = (
+            network.decoder(input_ids=torch.from_numpy(fed), encoder_hidden_states=states, encoder_attention_mask=mask)
+            .logits.numpy()
+            .astype(np.float64)
+        )
     for book in range(books):
         for frame in range(frames):
             row = out[book, frame + book]

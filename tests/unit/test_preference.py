@@ -90,7 +90,7 @@ def test_a_listener_hears_what_is_brighter_and_says_so() -> None:
     sides = [EAR.hear(tones(40, bright=bright, seed=seed)) for bright, seed in ((True, 1), (False, 2))]
     for side in sides:
         side["timbre"] = torch.zeros(40, 4)
-    listener = listen(EAR, *sides, torch.ones(40), groups(40), [False] * 40, 0)
+    listener = listen(EAR, *sides, weights=torch.ones(40), groups=groups(40), held=[False] * 40, seed=0)
     assert listener.hearing.is_heard
     assert listener.hearing.share > 0.8
     assert "brighter" in [opinion.words for opinion in listener.opinions]
@@ -101,7 +101,9 @@ def test_a_listener_who_guesses_is_not_heard() -> None:
     sides = [EAR.hear(tones(40, bright=True, seed=seed)) for seed in (1, 2)]
     for side in sides:
         side["timbre"] = torch.zeros(40, 4)
-    assert not listen(EAR, *sides, torch.ones(40), groups(40), [False] * 40, 0).hearing.is_heard
+    assert not listen(
+        EAR, *sides, weights=torch.ones(40), groups=groups(40), held=[False] * 40, seed=0
+    ).hearing.is_heard
 
 
 def test_every_number_that_is_heard_has_a_name() -> None:

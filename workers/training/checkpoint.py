@@ -14,9 +14,8 @@ from workers.training.errors import TrainingError
 from workers.training.standing import ABOUT, FILE, Standing
 
 
-
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """`tensors` are the LoRA's under `lora.`, those of its best state under `best.`, the optimiser's under `moments.`"""
+    """`tensors` are the LoRA's under `lora.`, those of its best state under `best.`, AdamW's under `moments.`"""
 
     standing: Standing
     tensors: dict[str, torch.Tensor]

@@ -24,7 +24,9 @@ class Codes:
 
     def get(self, sound: NDArray[np.float32], encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """`[books, frames]` of a sound `[channels, samples]`. A disk that is full or damaged costs time alone."""
-        path = self._folder / f"{sha256(self._of.encode() + str(sound.shape).encode() + sound.tobytes()).hexdigest()}.npy"
+        path = (
+            self._folder / f"{sha256(self._of.encode() + str(sound.shape).encode() + sound.tobytes()).hexdigest()}.npy"
+        )
         try:
             kept = np.load(path, allow_pickle=False)
             os.utime(path)

@@ -43,6 +43,6 @@ def unpack(packed: Path, folder: Path) -> None:
                 path = PurePosixPath(each.filename)
                 if path.is_absolute() or ".." in path.parts or "\\" in each.filename:
                     raise DamagedError(f"The dataset's zip has {each.filename[:80]!r}, which leads out of its folder.")
-            archive.extractall(folder)  # noqa: S202
+            archive.extractall(folder)
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         raise DamagedError(f"The dataset's zip cannot be unpacked: {error}. Export the dataset again.") from error

@@ -1,4 +1,4 @@
-"""The preference model of a taste: fitted to pairs, measured on pairs that it has not learnt, kept and told in words."""
+"""The preference model of a taste: fitted to pairs, measured on pairs that it has not learnt, told in words."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +67,7 @@ def listen(
     ear: Ear,
     chosen: Mapping[str, torch.Tensor],
     rejected: Mapping[str, torch.Tensor],
+    *,
     weights: torch.Tensor,
     groups: Sequence[str],
     held: Sequence[bool],

@@ -25,7 +25,9 @@ def margins(
     return gains[0] - gains[1]
 
 
-def dpo(margins: torch.Tensor, beta: float, smoothing: float = 0.0, weights: torch.Tensor | None = None) -> torch.Tensor:
+def dpo(
+    margins: torch.Tensor, beta: float, smoothing: float = 0.0, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Conservative DPO: `smoothing` is how often the rated pairs are thought to be the wrong way round, below 0.5.
 
     `beta` is in pairs a nat of a code. `weights` `[pairs]` are relative.

@@ -63,8 +63,9 @@ def gather(
         held = _held_out(config, pairs, clips)
         pairs, held_pairs = _split(pairs, held)
         clips, held_clips = _split(clips, held)
-    wanted = dict.fromkeys([*(side for pair in (*pairs, *held_pairs) for side in (pair.chosen, pair.rejected)),
-                            *clips, *held_clips])
+    wanted = dict.fromkeys(
+        [*(side for pair in (*pairs, *held_pairs) for side in (pair.chosen, pair.rejected)), *clips, *held_clips]
+    )
     pieces: dict[Clip, Piece] = {}
     lost = 0
     for number, clip in enumerate(wanted, 1):
@@ -87,7 +88,9 @@ def gather(
         left_out=left_out,
     )
     # As many of the needed may be held out as was asked for.
-    _check_count(config, examples, len(found.pairs) + len(found.held_pairs) + len(found.pieces + found.held_pieces), left_out)
+    _check_count(
+        config, examples, len(found.pairs) + len(found.held_pairs) + len(found.pieces + found.held_pieces), left_out
+    )
     return found
 
 

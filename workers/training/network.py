@@ -134,8 +134,10 @@ class Network:
 
     def latents(self, codes: torch.Tensor) -> torch.Tensor:
         """`[clips, channels, latent, frames]` of codes `[clips, books, frames]`."""
-        found = [self.codec.quantizer.decode(codes[:, channel :: self.channels].transpose(0, 1)) for channel in
-                 range(self.channels)]
+        found = [
+            self.codec.quantizer.decode(codes[:, channel :: self.channels].transpose(0, 1))
+            for channel in range(self.channels)
+        ]
         return torch.stack(found, dim=1)
 
     def sound(self, latents: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ class Dpo:
         if accuracy is None or accuracy > ABOUT_CHANCE:
             return None
         return (
-            f"The adapter tells {accuracy:.0%} of {len(self._held)} held-out pairs apart, which is about chance: it has "
+            f"The adapter tells {accuracy:.0%} of {len(self._held)} held-out pairs apart, about chance: it has "
             "learnt its own pairs by heart. Rate more pairs, or use the method taste."
         )
 
@@ -231,10 +231,10 @@ def _listener(config: Config, material: Material, network: Network) -> Listener:
         Ear(network.sample_rate),
         chosen,
         rejected,
-        torch.tensor([pair.weight for pair in pairs]),
-        [pair.group for pair in pairs],
-        [place >= len(material.pairs) for place in range(len(pairs))],
-        config.seed,
+        weights=torch.tensor([pair.weight for pair in pairs]),
+        groups=[pair.group for pair in pairs],
+        held=[place >= len(material.pairs) for place in range(len(pairs))],
+        seed=config.seed,
     )
 
 
@@ -242,8 +242,8 @@ def _nothing(listener: Listener) -> str:
     hearing = listener.hearing
     return (
         f"Nothing learnt: the preference model tells {hearing.share:.0%} of {hearing.pairs} held-out pairs apart (95 % "
-        f"interval {hearing.low:.0%} to {hearing.high:.0%}), which may be chance (p = {hearing.chance:.2f}). No adapter "
-        "was made. Rate more pairs, or compare clips that differ more in what you listen for."
+        f"interval {hearing.low:.0%} to {hearing.high:.0%}), which may be chance (p = {hearing.chance:.2f}). No "
+        "adapter was made. Rate more pairs, or compare clips that differ more in what you listen for."
     )
 
 

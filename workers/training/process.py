@@ -7,10 +7,11 @@ import asyncio
 import os
 import signal
 import sys
+from asyncio import StreamReader
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
@@ -82,12 +83,11 @@ async def train(order: Order, at: Path) -> AsyncIterator[Said]:
         cwd=Path(__file__).parents[2],
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    words = asyncio.create_task(process.stderr.read())
+    out, err = cast("StreamReader", process.stdout), cast("StreamReader", process.stderr)
+    words = asyncio.create_task(err.read())
     try:
         ended = False
-        while line := await process.stdout.readline():
+        while line := await out.readline():
             said: Said = msgspec.json.decode(line, type=Said)  # type: ignore[arg-type]
             ended = isinstance(said, Ended | Refused)
             yield said

@@ -20,10 +20,10 @@ class Result(Struct, frozen=True, kw_only=True):
     base_model: str
     base_revision: str | None
     dataset: dict[str, Any]
-    metrics: Figures
-    curve: list[Figures]
     code_version: str
     made_of: str
+    metrics: Figures = {}
+    curve: list[Figures] = []
     hears: list[dict[str, Any]] = []
     warnings: list[str] = []
     left_out: list[str] = []

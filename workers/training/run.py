@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import torch
 from msgspec import Struct
+from safetensors import SafetensorError
 
 from domain.lora import WEIGHTS
 from workers.engines.checkpoints import Checkpoint as Model
@@ -22,7 +23,7 @@ from workers.training.codes import Codes
 from workers.training.config import Config
 from workers.training.errors import NothingLearntError, TrainingError
 from workers.training.examples import Examples, read
-from workers.training.material import Material, gather
+from workers.training.material import gather
 from workers.training.network import Network
 from workers.training.objectives import Objective, TasteObjective, objective
 from workers.training.result import RESULT, Figures, Result, Status
@@ -85,53 +86,62 @@ class Training:
         network = Network(self._model, self._device)
         codes = Codes(self._cache, f"{self._model.model.id}@{self._model.model.revision}")
         material = gather(self._config, examples, network, codes, lambda at, of: self._stage("reading clips", at, of))
-        network.adapt(
-            self._config.rank, self._config.alpha, self._config.seed, checkpointing=self._device == "cuda"
-        )
+        network.adapt(self._config.rank, self._config.alpha, self._config.seed, checkpointing=self._device == "cuda")
+        source = _Source(examples=examples, left_out=list(material.left_out), made_of=made_of)
         try:
             goal = objective(self._config, material, network, self._stage)
         except NothingLearntError as nothing:
-            return self._end("nothing_learnt", str(nothing), examples, material, made_of, dict(nothing.metrics), [])
+            return self._end(self._result(source, "nothing_learnt", str(nothing), metrics=nothing.metrics))
         loop = _Loop(self._config, network, goal, made_of)
         if standing is not None:
             loop.restore(standing)
-        return self._train(loop, network, goal, examples, material, made_of)
+        if not self._train(loop):
+            message = f"Stopped at step {loop.step} of {self._config.steps}; the same command goes on from there."
+            return self._result(source, "stopped", message, curve=loop.curve)
+        network.lora = loop.best_lora
+        metrics = {**loop.figures, "steps": float(loop.step)}
+        hears: list[dict[str, Any]] = []
+        if isinstance(goal, TasteObjective):
+            metrics |= goal.figures
+            hears = [msgspec.structs.asdict(opinion) for opinion in goal.listener.opinions]
+        said = goal.warning(loop.figures)
+        result = self._result(
+            source,
+            "completed",
+            f"Trained {loop.step} steps of {self._config.method} on {examples.rows} rows.",
+            metrics=metrics,
+            curve=loop.curve,
+            hears=hears,
+            warnings=[said] if said else [],
+            sha256=self._put(network, goal),
+        )
+        return self._end(result)
 
-    def _train(
-        self,
-        loop: "_Loop",
-        network: Network,
-        goal: Objective,
-        examples: Examples,
-        material: Material,
-        made_of: str,
-    ) -> Result:
+    def _train(self, loop: "_Loop") -> bool:
+        """Whether it came to its end; otherwise it was stopped, and a checkpoint is kept."""
         kept_at = time.monotonic()
         if loop.step == 0:
             loop.evaluate()
         while not loop.is_done:
             if self._is_stopped():
                 self._keep(loop)
-                message = f"Stopped at step {loop.step} of {self._config.steps}; the same command goes on from there."
-                return self._result("stopped", message, examples, material, made_of, {}, loop.curve)
+                return False
             try:
                 figures = loop.advance()
             except FloatingPointError as error:
                 self._keep(loop)
                 raise TrainingError(
-                    f"{error} The last good state, of step {loop.step}, is kept in {self._output}. Train with a smaller "
-                    f"learning rate than {self._config.learning_rate:g} into another folder."
+                    f"{error} The last good state, of step {loop.step}, is kept in {self._output}. Train with a "
+                    f"smaller learning rate than {self._config.learning_rate:g} into another folder."
                 ) from None
             self._on_point(Point(stage="training", step=loop.step, steps=self._config.steps, figures=figures))
             if time.monotonic() - kept_at >= self._checkpoint_seconds:
                 self._keep(loop)
                 kept_at = time.monotonic()
-        network.lora = loop.best_lora
-        metrics = {**loop.figures, "steps": float(loop.step)}
-        if isinstance(goal, TasteObjective):
-            metrics |= goal.figures
-        warnings = [said] if (said := goal.warning(loop.figures)) else []
-        hears = []
+        return True
+
+    def _put(self, network: Network, goal: Objective) -> str:
+        """The adapter's files where they belong; returns the digest of its weights."""
         folder = self._output / "unfinished"
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -139,18 +149,13 @@ class Training:
             network.save(folder)
             if isinstance(goal, TasteObjective):
                 goal.listener.save(folder)
-                hears = [msgspec.structs.asdict(opinion) for opinion in goal.listener.opinions]
             digest = sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             for file in folder.iterdir():
                 file.replace(self._output / file.name)
             folder.rmdir()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise self._disk(error) from None
-        message = f"Trained {loop.step} steps of {self._config.method} on {examples.rows} rows."
-        return self._end(
-            "completed", message, examples, material, made_of, metrics, loop.curve, hears=hears, warnings=warnings,
-            sha256=digest,
-        )
+        return digest
 
     def _stage(self, stage: str, at: int, of: int) -> None:
         self._on_point(Point(stage=stage, step=at, steps=of))
@@ -161,8 +166,7 @@ class Training:
         checkpoint.save(self._output, loop.checkpoint())
         self._on_checkpoint(self._output / FILE)
 
-    def _end(self, status: Status, message: str, *of: Any, **fields: Any) -> Result:
-        result = self._result(status, message, *of, **fields)
+    def _end(self, result: Result) -> Result:
         try:
             self._output.mkdir(parents=True, exist_ok=True)
             partial = self._output / f"{RESULT}.part"
@@ -173,18 +177,8 @@ class Training:
             raise self._disk(error) from None
         return result
 
-    def _result(
-        self,
-        status: Status,
-        message: str,
-        examples: Examples,
-        material: Material,
-        made_of: str,
-        metrics: Figures,
-        curve: list[Figures],
-        **fields: Any,
-    ) -> Result:
-        manifest = examples.manifest
+    def _result(self, source: "_Source", status: Status, message: str, **fields: Any) -> Result:
+        manifest = source.examples.manifest
         return Result(
             status=status,
             message=message,
@@ -196,13 +190,11 @@ class Training:
                 "name": manifest.name,
                 "digest": manifest.digest,
                 "positions": manifest.positions,
-                "rows": examples.rows,
+                "rows": source.examples.rows,
             },
-            metrics=metrics,
-            curve=curve,
             code_version=version("text2song-studio"),
-            made_of=made_of,
-            left_out=list(material.left_out)[:100],
+            made_of=source.made_of,
+            left_out=source.left_out[:100],
             seconds=round(time.monotonic() - self._began, 1),
             **fields,
         )
@@ -234,9 +226,18 @@ class Training:
             "folder with --output."
         )
 
-    def _disk(self, error: OSError) -> TrainingError:
-        said = f"The adapter cannot be written to {self._output}: {error.strerror}. Make room there and try again."
+    def _disk(self, error: Exception) -> TrainingError:
+        reason = getattr(error, "strerror", None) or error
+        said = f"The adapter cannot be written to {self._output}: {reason}. Make room there and try again."
         return TrainingError(said, transient=True)
+
+
+class _Source(Struct, frozen=True, kw_only=True):
+    """What a result tells of the data."""
+
+    examples: Examples
+    left_out: list[str]
+    made_of: str
 
 
 class Stopped(Exception):  # noqa: N818

@@ -257,7 +257,7 @@ class MusicgenEngine:
 
 
 def read(folder: Path) -> tuple[Any, Any]:
-    """The network of a checkpoint, in fp32 on the CPU, and its tokenizer. With a damaged file any exception can come."""
+    """The network of a checkpoint, in fp32, and its tokenizer. With a damaged file any exception can come."""
     network: Any = MusicgenForConditionalGeneration
     network, report = network.from_pretrained(
         folder,
