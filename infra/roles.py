@@ -32,7 +32,7 @@ from projections.freshness.folded import Folded
 from projections.freshness.tail import Tail
 from projections.freshness.watermarks import Watermarks
 from projections.hosts.local import LocalHost
-from workers import dataset_rebuild, generation, mastering, purging
+from workers import dataset_rebuild, generation, mastering, purging, trainings
 from workers import datasets as building
 from workers.ab_tests import ABTestReaction
 from workers.adapters import AdapterFiles
@@ -48,6 +48,7 @@ from workers.engines.reading import reader
 from workers.feedback import ErasureOfFeedback, has_feedback
 from workers.purging import PurgeOfDeleted
 from workers.reactions import Reaction, Reactions
+from workers.training.folders import StoredDatasets
 
 PATIENCE_SECONDS: Final = 5.0
 
@@ -73,7 +74,9 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
         services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
         working = partial(_work, settings, checkpoint, log, store, objects)
         reacting = _reactions(settings, log, store, objects, services.folded).run
-        async with _http(settings, services, working, reacting, _builder(settings, log, store, objects).run) as url:
+        building_datasets = _builder(settings, log, store, objects).run
+        learning = partial(_learn, settings, log, store, objects, services.folded)
+        async with _http(settings, services, working, reacting, building_datasets, learning) as url:
             yield url
 
 
@@ -101,6 +104,14 @@ async def react(settings: Settings) -> None:
         tasks.create_task(folded.run())
         tasks.create_task(_reactions(settings, log, store, objects, folded).run())
         tasks.create_task(_builder(settings, log, store, objects).run())
+
+
+async def learn(settings: Settings) -> None:
+    """A trainer, until cancelled."""
+    async with bootstrap.adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
+        folded = Watermarks(log, store)
+        tasks.create_task(folded.run())
+        tasks.create_task(_learn(settings, log, store, objects, folded))
 
 
 async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated: bool = False) -> Purged:
@@ -205,6 +216,20 @@ def _renditions(settings: Settings, objects: ObjectStore) -> Renditions:
 
 def _journal(log: EventLog) -> Journal:
     return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+
+
+async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> None:
+    trainer = trainings.worker(
+        _journal(log),
+        store,
+        objects,
+        folded,
+        StoredDatasets(objects),
+        place=settings.folder / "cache" / "training",
+        lease=settings.lease_seconds,
+        device=settings.device,
+    )
+    await trainer.run()
 
 
 async def _work(

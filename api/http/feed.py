@@ -10,10 +10,12 @@ from typing import Final
 from domain.events import Recorded
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed
 from domain.events.models import ModelActivated
-from domain.events.progress import TOPIC, JobProgressed, WorkerAlive
+from domain.events.progress import TOPIC, JobProgressed, TrainingProgressed, WorkerAlive
+from domain.events.trainings import TrainingCancelled, TrainingCompleted, TrainingFailed
 from domain.jobs import JOBS
 from domain.journal import Journal, until_done
 from domain.ports import Batch
+from domain.trainings import TRAININGS
 from projections.freshness.tail import Tail
 
 SILENCE: Final = 10.0
@@ -21,7 +23,7 @@ REMEMBERED: Final = 10_000
 
 
 class Feed:
-    """The latest progress of each running job, the workers heard of, and the records of jobs as they land.
+    """The latest progress of each running job and training, the workers heard of, and the records of both as they land.
 
     What it follows is also what `tail` holds.
 
@@ -32,6 +34,7 @@ class Feed:
         self._journal = journal
         self._tail = tail
         self._progress: dict[str, JobProgressed] = {}
+        self._training_progress: dict[str, TrainingProgressed] = {}
         self._workers: dict[str, tuple[float, WorkerAlive]] = {}
         self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
         self._closed = False
@@ -53,6 +56,10 @@ class Feed:
         known = self._progress.get(job_id)
         return known if known and known.attempt == attempt else None
 
+    def training_progress(self, training_id: str, attempt: int) -> TrainingProgressed | None:
+        known = self._training_progress.get(training_id)
+        return known if known and known.attempt == attempt else None
+
     def workers(self) -> list[WorkerAlive]:
         """Those with a model that said something lately and did not stop: the others generate nothing."""
         since = time.monotonic() - SILENCE
@@ -60,7 +67,7 @@ class Feed:
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[asyncio.Queue[Recorded | None]]:
-        """The job's records from now on; None is the last, when the process stops."""
+        """The job's or training's records from now on; None is the last, when the process stops."""
         queue: asyncio.Queue[Recorded | None] = asyncio.Queue()
         listeners = self._listeners.setdefault(job_id, set())
         listeners.add(queue)
@@ -86,6 +93,12 @@ class Feed:
                 self._progress[job_id] = event
                 if len(self._progress) > REMEMBERED:
                     del self._progress[next(iter(self._progress))]
+            case TrainingProgressed(training_id=training_id) as event:
+                self._training_progress[training_id] = event
+                if len(self._training_progress) > REMEMBERED:
+                    del self._training_progress[next(iter(self._training_progress))]
+            case TrainingCompleted() | TrainingFailed() | TrainingCancelled():
+                self._training_progress.pop(recorded.key, None)
             case WorkerAlive(worker_id=worker_id, state="stopped"):
                 self._workers.pop(worker_id, None)
             case WorkerAlive(worker_id=worker_id) as event:
@@ -98,6 +111,7 @@ class Feed:
             case JobCompleted() | JobFailed() | JobCancelled():
                 self._progress.pop(recorded.key, None)
         # What else may stand among the telemetry has no place in a job's life.
-        if recorded.position.topic == JOBS.name or isinstance(recorded.event, JobProgressed):
+        told = isinstance(recorded.event, JobProgressed | TrainingProgressed)
+        if told or recorded.position.topic in {JOBS.name, TRAININGS.name}:
             for queue in self._listeners.get(recorded.key, ()):
                 queue.put_nowait(recorded)

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Final
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from domain.events import Attempt, Event, Identifier, Label, ModelId
 from domain.events.prompts import MAX_SECONDS
+from domain.events.trainings import Step, Values
 from domain.ports import Topic
 
 TOPIC: Final = Topic("progress", partitions=4, retention_seconds=3600.0)
@@ -25,6 +26,23 @@ class JobProgressed(Event, frozen=True, kw_only=True, tag="JobProgressed"):
     @property
     def key(self) -> str:
         return self.job_id
+
+
+class TrainingProgressed(Event, frozen=True, kw_only=True, tag="TrainingProgressed"):
+    """Telemetry. `step` is of `steps` of a stage, such as training; `values` are what was measured at it."""
+
+    topic = TOPIC.name
+    name = "training.progressed"
+    training_id: Identifier
+    attempt: Attempt
+    stage: Label
+    step: Step
+    steps: Step
+    values: Values = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.training_id
 
 
 class LoadedModel(Struct, frozen=True, kw_only=True):
@@ -63,4 +81,4 @@ class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):
         return self.worker_id
 
 
-EVENTS: Final = (JobProgressed, WorkerAlive)
+EVENTS: Final = (JobProgressed, TrainingProgressed, WorkerAlive)

@@ -76,7 +76,7 @@ class MusicgenEngine:
             raise EngineError(f"Device {device} cannot be used: {_brief(error)}") from error
         # With a damaged file the libraries can raise any exception.
         try:
-            network, tokenizer = noise.build() if checkpoint.folder is None else _read(checkpoint.folder)
+            network, tokenizer = noise.build() if checkpoint.folder is None else read(checkpoint.folder)
             return cls(network, tokenizer, checkpoint.model, place)
         except torch.OutOfMemoryError as error:
             raise EngineError(
@@ -275,7 +275,8 @@ class MusicgenEngine:
             torch.cuda.empty_cache()
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+def read(folder: Path) -> tuple[Any, Any]:
+    """The network of a checkpoint, in fp32, and its tokenizer. With a damaged file any exception can come."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     is_melody = isinstance(config, MusicgenMelodyConfig)
     network: Any = MusicgenMelodyForConditionalGeneration if is_melody else MusicgenForConditionalGeneration

@@ -1,0 +1,365 @@
+"""What a worker does with a training: has it carried out in a process of its own, stores checkpoints, registers the
+adapter.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from commands import adapters as commands
+from commands.transact import load
+from domain import adapters, trainings
+from domain.adapters import ADAPTERS
+from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
+from domain.events import MAX_ERROR, Event
+from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
+from domain.events.progress import TrainingProgressed, WorkerAlive
+from domain.events.trainings import (
+    MAX_POINTS,
+    CurvePoint,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingFailed,
+)
+from domain.journal import Journal, until_done
+from domain.ports import D, ObjectStore, Position, Query, ReadStore, View
+from domain.trainings import MAX_LOST, TRAININGS, Training, folder
+from workers import adapter_files
+from workers.claims import Claims
+from workers.engines.checkpoints import resolve
+from workers.trade import AttemptError, BrokenError, Run
+from workers.training import process
+from workers.training.process import Died, Ended, Kept, Order, Progressed, Refused
+from workers.training.result import RESULT, Result
+from workers.training.standing import FILE, standing_of
+
+PROGRESS_EVERY: Final = 1.0
+SHOWN_SECONDS: Final = 30.0
+WHO: Final = "The trainer"
+
+
+class Datasets(Protocol):
+    async def open(self, dataset_id: str, place: Path) -> Path:
+        """The folder of the dataset's export, which is put below `place`. Raises NotFoundError where there is none,
+        and DamagedError.
+        """
+
+
+class Folded(Protocol):
+    async def wait(self, positions: Iterable[Position], seconds: float) -> bool: ...
+
+
+class StoredViews:
+    """The views of a process that waits for others to fold what it has appended."""
+
+    def __init__(self, store: ReadStore, folded: Folded) -> None:
+        self._store = store
+        self._folded = folded
+
+    async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
+        return await self._store.get(view, ids)
+
+    async def find(self, view: View[D], query: Query) -> list[D]:
+        return await self._store.find(view, query)
+
+    async def count(self, view: View[D], query: Query) -> int:
+        return await self._store.count(view, query)
+
+    def expect(self, keys: Sequence[str], positions: Sequence[Position]) -> None:
+        pass
+
+    async def show(self, positions: Iterable[Position]) -> bool:
+        return await self._folded.wait(positions, SHOWN_SECONDS)
+
+
+def worker(
+    journal: Journal,
+    store: ReadStore,
+    objects: ObjectStore,
+    folded: Folded,
+    datasets: Datasets,
+    *,
+    place: Path,
+    lease: float = 6.0,
+    backoff: float = 1.0,
+    device: str | None = None,
+    checkpoint_seconds: float = 120.0,
+) -> Claims[Training]:
+    """One that trains one adapter at a time. `place` is a folder for what it can make again."""
+    trade = Learning(
+        journal, store, objects, folded, datasets, place=place, device=device, checkpoint_seconds=checkpoint_seconds
+    )
+    return Claims(journal, store, trade, lease=lease, backoff=backoff)
+
+
+class Learning:
+    view = TRAININGS
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: ReadStore,
+        objects: ObjectStore,
+        folded: Folded,
+        datasets: Datasets,
+        *,
+        place: Path,
+        device: str | None = None,
+        checkpoint_seconds: float = 120.0,
+    ) -> None:
+        self._journal = journal
+        self._objects = objects
+        self._views = StoredViews(store, folded)
+        self._datasets = datasets
+        self._place = place
+        self._device = device
+        self._checkpoint_seconds = checkpoint_seconds
+
+    def alive(self, worker_id: str, state: str) -> WorkerAlive:
+        """It has no model to generate with, so no API takes it for a worker that has one."""
+        return WorkerAlive(worker_id=worker_id, model_id="", state=state, device=self._device or "cpu")
+
+    def urgency(self, training: Training) -> Any:
+        return training.created_at, training.id
+
+    def size(self, training: Training) -> int:  # noqa: ARG002
+        return 1
+
+    def is_able(self, training: Training) -> bool:  # noqa: ARG002
+        return True
+
+    def start(self, training: Training, worker_id: str) -> Event:
+        return trainings.start(training, worker_id)
+
+    def release(self, training: Training, now: str, why: str) -> Event:
+        return trainings.release(training, now, why)
+
+    def give_up(self, training: Training) -> Event | None:
+        if training.lost < MAX_LOST:
+            return None
+        error = f"Its worker vanished {MAX_LOST} times in a row without a checkpoint."
+        return TrainingFailed(training_id=training.id, attempt=training.attempt, error=error)
+
+    def fail(self, training: Training, error: str, retry_at: str | None) -> Event:
+        return trainings.report_failure(training, error, retry_at)
+
+    async def perform(self, run: Run[Training]) -> Event:
+        self._place.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="training-", dir=self._place, ignore_cleanup_errors=True) as name:
+            here = Path(name)
+            data = await self._data(run.claimed, here)
+            output = here / "output"
+            output.mkdir()
+            await self._fetch_checkpoint(run.claimed, output)
+            await self._train(run, data, output)
+            result = msgspec.json.decode(await asyncio.to_thread((output / RESULT).read_bytes), type=Result)
+            adapter_id = None
+            if result.status == "completed":
+                adapter_id = await self._register(run.claimed, result, output)
+        return TrainingCompleted(
+            training_id=run.claimed.id,
+            attempt=run.claimed.attempt,
+            step=len(result.curve),
+            steps=result.config.steps,
+            adapter_id=adapter_id,
+            message=" ".join([result.message, *result.warnings])[:MAX_ERROR],
+            metrics=dict(list(result.metrics.items())[:MAX_ENTRIES]),
+            curve=curve(result.curve),
+        )
+
+    async def check(self) -> None:
+        try:
+            self._place.mkdir(parents=True, exist_ok=True)
+            free = await asyncio.to_thread(shutil.disk_usage, self._place)
+        except OSError as error:
+            raise BrokenError(f"{self._place} cannot be written to: {error.strerror}.") from error
+        if free.free < 50_000_000:
+            raise BrokenError(f"{self._place} has {free.free:,} bytes left; make room there.")
+
+    async def tidy(self, training: Training, attempt: int) -> None:
+        """Of an open training the last checkpoint stays, of one that has ended none."""
+        kept = training.checkpoint.storage_path if training.checkpoint and training.is_open else None
+        for stored in await until_done(partial(self._objects.list, folder(training.id)), WHO):
+            made_by = stored.key.split("/")[2]
+            if made_by.isdecimal() and int(made_by) <= attempt and stored.key != kept:
+                await until_done(partial(self._objects.delete, stored.key), WHO)
+
+    async def cancel(self, training: Training, worker_id: str) -> Event:
+        await until_done(partial(self._objects.delete, folder(training.id)), WHO)
+        return TrainingCancelled(training_id=training.id, worker_id=worker_id)
+
+    async def _data(self, training: Training, here: Path) -> Path:
+        try:
+            return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
+        except (NotFoundError, DamagedError) as error:
+            raise AttemptError(f"{error} Build and export the dataset, and ask for the training again.") from error
+
+    async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
+        """Without one, or with one that is not what was stored, the training begins anew."""
+        if training.checkpoint is None:
+            return
+        key = training.checkpoint.storage_path
+
+        async def fetch() -> bytes:
+            return b"".join([chunk async for chunk in self._objects.read(key)])
+
+        try:
+            content = await until_done(fetch, WHO)
+        except NotFoundError:
+            return
+        if sha256(content).hexdigest() == training.checkpoint.sha256:
+            await asyncio.to_thread((output / FILE).write_bytes, content)
+
+    async def _train(self, run: Run[Training], data: Path, output: Path) -> None:
+        """Raises AttemptError."""
+        request = run.claimed.request
+        order = Order(
+            method=request.method,
+            config=request.config,
+            data=str(data),
+            output=str(output),
+            cache=str(self._place / "codes"),
+            device=self._device,
+            checkpoint_seconds=self._checkpoint_seconds,
+        )
+        reported, telling = 0.0, None
+        try:
+            async with aclosing(process.train(order, output.parent / "order.json")) as sayings:
+                async for said in sayings:
+                    match said:
+                        case Progressed() if time.monotonic() - reported >= PROGRESS_EVERY:
+                            reported = time.monotonic()
+                            # Progress that the log does not take at once holds up nothing but the next one.
+                            if telling is None or telling.done():
+                                telling = asyncio.create_task(self._tell(run.claimed, said))
+                        case Kept():
+                            await self._keep(run, output / FILE)
+                        case Refused(error=error, transient=transient):
+                            raise AttemptError(error, transient=transient)
+                        case Ended(status="stopped"):
+                            raise AttemptError("The training was stopped.", transient=True)
+        except Died as error:
+            raise AttemptError(f"The training's process ended: {error}", transient=True) from error
+        finally:
+            if telling is not None:
+                telling.cancel()
+
+    async def _tell(self, training: Training, said: Progressed) -> None:
+        event = TrainingProgressed(
+            training_id=training.id,
+            attempt=training.attempt,
+            stage=said.stage,
+            step=said.step,
+            steps=said.steps,
+            values=_sound(said.values),
+        )
+        with suppress(UnavailableError, UncertainError):
+            await self._journal.append(event)
+
+    async def _keep(self, run: Run[Training], path: Path) -> None:
+        """Stores the checkpoint first and appends the event second, in a folder of the claim that no other has."""
+        training = run.claimed
+        content = await asyncio.to_thread(path.read_bytes)
+        standing = standing_of(content)
+        if standing.step == (run.current.checkpoint.step if run.current.checkpoint else 0):
+            return
+        key = f"{folder(training.id)}/{training.attempt}/{training.position}/{standing.step}.safetensors"
+        await until_done(partial(self._objects.put, key, content), WHO)
+        steps = int(training.request.config.get("steps") or 0)
+        before = run.current.checkpoint
+        await run.append(
+            TrainingCheckpointed(
+                training_id=training.id,
+                attempt=training.attempt,
+                step=standing.step,
+                steps=max(steps, standing.step),
+                storage_path=key,
+                sha256=sha256(content).hexdigest(),
+                curve=curve(standing.curve),
+            )
+        )
+        if before is not None:
+            await until_done(partial(self._objects.delete, before.storage_path), WHO)
+
+    async def _register(self, training: Training, result: Result, output: Path) -> str:
+        """The adapter's id. Doing it twice registers it once. Raises AttemptError where another one has its name."""
+        request = training.request
+        id_ = adapters.adapter_id(request.adapter_name, request.adapter_version)
+        decoder = await asyncio.to_thread(lambda: resolve(result.base_model).model.decoder)
+        try:
+            checked = await asyncio.to_thread(adapter_files.check, output, decoder)
+        except InvalidError as error:
+            raise AttemptError(f"The adapter that came of it cannot be used: {error}") from error
+        registration = AdapterRegistered(
+            adapter_id=id_,
+            adapter_name=request.adapter_name,
+            adapter_version=request.adapter_version,
+            base_model=result.base_model,
+            base_revision=result.base_revision,
+            rank=checked.rank,
+            storage_path=adapters.folder(checked.sha256, id_),
+            size=checked.size,
+            sha256=checked.sha256,
+            files=checked.files,
+            description=f"Trained by {request.method} on dataset {request.dataset_id}.",
+            training_dataset_id=request.dataset_id,
+            training_id=training.id,
+            training_config=_described(result),
+            metrics=dict(list(_sound(result.metrics).items())[:MAX_ENTRIES]),
+            user_id=request.user_id,
+        )
+        place = registration.storage_path
+
+        async def store() -> None:
+            for file in checked.files:
+                content = await asyncio.to_thread((output / file.name).read_bytes)
+                await until_done(partial(self._objects.put, f"{place}/{file.name}", content, replace=False), WHO)
+
+        async def discard() -> None:
+            await until_done(partial(self._objects.delete, place), WHO)
+
+        there = await until_done(partial(load, self._views, ADAPTERS, id_), WHO)
+        if there is not None and there.request.training_id == training.id:
+            return id_
+        try:
+            await until_done(partial(commands.register, self._journal, self._views, registration, store, discard), WHO)
+        except ConflictError as error:
+            raise AttemptError(f"{error} Ask for the training again with another adapter_version.") from error
+        return id_
+
+
+def curve(points: Sequence[dict[str, float]]) -> tuple[CurvePoint, ...]:
+    """Of all points as many as an event may have, evenly, with the last one."""
+    every = -(-len(points) // MAX_POINTS) or 1
+    kept = points[::-1][::every][::-1]
+    return tuple(
+        CurvePoint(step=round(point["step"]), values=_sound({n: v for n, v in point.items() if n != "step"}))
+        for point in kept
+    )
+
+
+def _sound(values: Any) -> dict[str, float]:
+    return {name: value for name, value in list(values.items())[:20] if abs(value) < 1e15}
+
+
+def _described(result: Result) -> dict[str, str | float | bool | None]:
+    """The lineage: what it was trained with, and on what."""
+    positions = result.dataset.get("positions")
+    return {
+        **msgspec.structs.asdict(result.config),
+        "code_version": result.code_version,
+        "dataset_digest": str(result.dataset.get("digest")),
+        "dataset_positions": msgspec.json.encode(positions).decode()[:1_000],
+        "feedback_count": result.dataset.get("rows"),
+        "weights_sha256": result.sha256,
+    }
