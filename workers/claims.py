@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from heapq import heappop, heappush
+from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 from domain.aggregates import AGGREGATES
@@ -196,7 +197,9 @@ class Claims(Generic[C]):
                     tasks.create_task(self._cancel(thing))
             size = sum(self._trade.size(run.current) for run in self._runs.values())
             capacity = self._capacity() if callable(self._capacity) else self._capacity
-            if size < capacity and not self._broken.is_set() and (free := self._next()) is not None:
+            may_claim = size < capacity and not self._broken.is_set()
+            free = self._next() if may_claim else None
+            if free is not None and (not self._runs or self._trade.size(free) < inf):
                 await self._claim(free, tasks)
             else:
                 await self._wait_for_change(self._lease / 10)

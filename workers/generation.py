@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
+from math import inf
 from typing import Any, Final, Protocol, TypeVar
 from uuid import NAMESPACE_URL, uuid5
 
@@ -142,9 +143,12 @@ class Generation:
     def urgency(self, job: Job) -> Any:
         return -job.request.priority, job.created_at, job.id
 
-    def size(self, job: Job) -> int:
-        """The samples that it still has to make: each takes a place in the engine."""
-        return len(job.missing)
+    def size(self, job: Job) -> float:
+        """The samples that it still has to make: each takes a place in the engine.
+
+        One that may have ended an engine runs alone, as it would take those beside it along, try after try.
+        """
+        return inf if job.failures or job.lost > 1 else len(job.missing)
 
     def is_able(self, job: Job) -> bool:
         """Of one revision of the model nothing is made with another one, as far as both are known."""

@@ -78,8 +78,8 @@ class Trade(Protocol[C]):
     def urgency(self, thing: C) -> Any:
         """A sort key that differs for any two: the smallest is run first."""
 
-    def size(self, thing: C) -> int:
-        """How much of a worker's capacity it takes while it runs."""
+    def size(self, thing: C) -> float:
+        """How much of a worker's capacity it takes while it runs; infinite for one that has to run alone."""
 
     def is_able(self, thing: C) -> bool:
         """Whether this worker can ever run it. It may have to claim one that it cannot run, to give it back."""

@@ -33,7 +33,7 @@ REQUESTED: Final = TrainingRequested(
     method="dpo",
     adapter_name="jazz",
     adapter_version="1.0.0",
-    config={"learning_rate": 0.0001, "steps": 60},
+    config={"learning_rate": 0.0001, "base": "mean", "shuffled": True, "decay": None},
     user_id="user-1",
     request_digest="digest-1",
 )

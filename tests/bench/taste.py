@@ -1,5 +1,5 @@
-"""A simulated listener with a hidden taste: pairs, a training by the method taste, and blind same-seed pairs of the base
-and the adapter on prompts that nobody has rated.
+"""A simulated listener with a hidden taste: pairs, a training by the method taste, and blind same-seed pairs of base
+and adapter on prompts that nobody has rated.
 
 TASTES names some of brightness, bass, onsets, dynamics, drums; PAIRS, ERRORS and SEEDS are lists too, such as
 PAIRS="64 128" ERRORS="0 0.2" SEEDS="0 1 2"; JUDGED is the number of blind pairs. Clips of the base are kept in CACHE.
@@ -18,7 +18,7 @@ import torch
 from domain.models import NANO
 from tests import dataset
 from tests.dataset import Sound
-from workers.engine import Adapter, Clip, EngineRequest, Failure, Take
+from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Take
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano.descriptions import describe
@@ -151,7 +151,7 @@ def made(
     while len(found) < sum(map(len, seeds)):
         for update in engine.advance():
             if isinstance(update, Failure):
-                raise RuntimeError(update.error)
+                raise EngineError(update.error)
             if isinstance(update, Clip):
                 found[int(update.request_id), update.index] = update.pcm[0]
     for number, own in enumerate(seeds):

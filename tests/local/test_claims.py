@@ -1,7 +1,8 @@
 """Who runs what: many attempts at once, and what an absent log or peer does to them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,7 +15,7 @@ from tests import audit
 from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine, out_of_memory
 from tests.local.parts import LEASE, Parts, stop
-from workers.engine import EngineError
+from workers.engine import Clip, EngineError, EngineRequest, Progress
 from workers.trade import BrokenError
 
 
@@ -207,6 +208,63 @@ async def test_attempts_that_run_at_once_on_a_broken_worker_all_go_back(parts: P
         engine.broken = None
         jobs = [await parts.when(f"j{number}", "completed") for number in range(3)]
     assert {job.failures for job in jobs} == {0}
+
+
+class Mortal(ManyAtOnce):
+    """Dies, with all that it makes, of any prompt that is poison; the next request finds it alive again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._death = asyncio.get_running_loop().create_future()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
+        clips = super().generate(request)
+        async with aclosing(clips):
+            first = await anext(clips)
+            if request.prompt == "poison":
+                death, self._death = self._death, asyncio.get_running_loop().create_future()
+                await asyncio.sleep(0.05)
+                death.set_result(None)
+            else:
+                death = self._death
+                # While nothing is played to the end, whoever begins meanwhile dies as well.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(death), 0.3)
+            if death.done():
+                raise EngineError("The process died.", transient=True)
+            yield first
+            async for clip in clips:
+                yield clip
+
+
+async def test_a_job_that_ends_its_engine_takes_those_beside_it_along_only_once(parts: Parts) -> None:
+    names = [f"j{number}" for number in range(4)]
+    for name in names:
+        await parts.submit(name, seeds=[1])
+    await parts.submit("bad", seeds=[1], prompt="poison")
+    async with parts.working(Mortal(), capacity=8):
+        assert (await parts.when("bad", "failed")).failures == 2
+        found = [await parts.when(name, "completed") for name in names]
+    assert {job.failures for job in found} == {1}
+
+
+async def test_a_job_that_lost_two_workers_is_run_alone(parts: Parts) -> None:
+    for attempt in (1, 2, 3):
+        if attempt == 1:
+            await parts.submit("bad", seeds=[1])
+        await parts.journal.append(JobStarted(job_id="bad", attempt=attempt, worker_id="gone"))
+    engine = ManyAtOnce()
+    engine.close_after(0)
+    async with parts.working(engine, capacity=8):
+        await in_hand(engine, 1)
+        await parts.submit("j1", seeds=[1])
+        await parts.submit("j2", seeds=[1])
+        await parts.when("j2", "queued")
+        await asyncio.sleep(LEASE)
+        assert [request.id for request in engine.requests] == ["bad/4"]
+        engine.release()
+        for name in ("bad", "j1", "j2"):
+            await parts.when(name, "completed")
 
 
 @pytest.mark.parametrize("has_landed", [False, True])

@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +23,11 @@ load_dataset: Any = pytest.importorskip("datasets").load_dataset
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # The library asks for its coder of audio even where it only notes paths, and that needs FFmpeg's libraries.
+    encoders = ModuleType("torchcodec.encoders")
+    monkeypatch.setattr(encoders, "AudioEncoder", None, raising=False)
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.encoders", encoders)
     (tmp_path / "exports").mkdir()
     return tmp_path / "exports"
 
@@ -37,7 +43,7 @@ async def unpacked(parts: Parts, folders: Path, dataset_id: str, wanted: str) ->
 
 
 def loaded(folder: Path, *audio: str) -> Any:
-    """Rows as the library gives them, their audio decoded by soundfile: its own decoder needs FFmpeg's libraries."""
+    """Rows as the library gives them, their audio decoded by soundfile."""
     from datasets import Audio  # noqa: PLC0415
 
     found = load_dataset("audiofolder", data_dir=str(folder / "data"), split="train", cache_dir=str(folder / "cache"))

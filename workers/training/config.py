@@ -75,7 +75,7 @@ def config(method: str, given: Mapping[str, Any]) -> Config:
     if method not in METHODS:
         raise TrainingError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
     try:
-        values = msgspec.structs.asdict(DEFAULTS[method]) | dict(given)
+        values = msgspec.structs.asdict(DEFAULTS[method]) | {name: _whole(value) for name, value in given.items()}
         found = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         raise TrainingError(f"The configuration cannot be used: {error}.") from None
@@ -84,3 +84,8 @@ def config(method: str, given: Mapping[str, Any]) -> Config:
         if not low <= value <= high:
             raise TrainingError(f"{name} is {value:g}; it must be {low:g} to {high:g}.")
     return replace(found, method=method)
+
+
+def _whole(value: Any) -> Any:
+    """On the log numbers are floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
