@@ -18,9 +18,10 @@ from api.http.streams import stream
 from api.http.uploads import FORM
 from api.registration import Registration, registered
 from commands import adapters as commands
-from commands.transact import existing, seen
+from commands.transact import existing, load, seen
 from domain.ab_tests import AB_TESTS
 from domain.adapters import ADAPTERS, Adapter, AdapterChanges
+from domain.datasets import DATASETS
 from domain.errors import DamagedError, NotFoundError
 from domain.events.adapters import AdapterFile
 from domain.feedback import FEEDBACK
@@ -160,9 +161,11 @@ async def _lineage(services: Services, adapter: Adapter) -> Lineage:
     partitions = services.journal.log.topics[FEEDBACK.name].partitions
     [counts] = await figures.of_groups(services.views, [("adapter", adapter.id)], partitions)
     tests = await services.views.find(AB_TESTS, Query(equal={"adapter_id": adapter.id}, limit=MAX_TESTS))
+    dataset_id = adapter.request.training_dataset_id
+    dataset = None if dataset_id is None else await load(services.views, DATASETS, dataset_id)
     return Lineage(
-        dataset=adapter.request.training_dataset_id,
-        positions=None,
+        dataset=dataset_id,
+        positions=dataset.built.positions if dataset and dataset.built else None,
         feedback_count=counts["count"],
         ab_tests=[test.id for test in tests],
     )

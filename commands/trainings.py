@@ -1,6 +1,7 @@
 from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
+from domain.datasets import DATASETS
 from domain.errors import ConflictError
 from domain.events.trainings import TrainingRequested
 from domain.idempotency import digest
@@ -16,13 +17,17 @@ async def request(
     *,
     owner: str = LOCAL,
 ) -> Receipt:
-    """Raises InvalidError, KeyReusedError, and ConflictError for a name and version that an adapter has already."""
+    """Raises InvalidError, KeyReusedError, NotFoundError for the dataset, and ConflictError for one that is not built
+    or has nothing, and for a name and version that an adapter has already.
+    """
     trainings.check(asked)
     id_, request_digest = identify(journal, "training", owner, idempotency_key), digest(asked)
     training = None if idempotency_key is None else await load(views, TRAININGS, id_)
+    dataset = await load(views, DATASETS, asked.dataset_id)
     taken = await load(views, ADAPTERS, adapters.adapter_id(asked.adapter_name, asked.adapter_version))
 
     def requested() -> TrainingRequested:
+        trainings.check_dataset(dataset, asked)
         if taken is not None:
             raise ConflictError(
                 f"Adapter {asked.adapter_name} {asked.adapter_version} exists; ask for another version of it."

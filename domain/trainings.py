@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from domain.adapters import IDENTIFIER
+from domain.datasets import Dataset
 from domain.errors import ConflictError, Fault, InvalidError, KeyReusedError, NotFoundError
 from domain.events import MAX_LABEL, Recorded
 from domain.events.adapters import MAX_ENTRIES, MAX_TEXT, NAME_FORM, VERSION_FORM
@@ -121,6 +122,22 @@ def check(request: TrainingRequest) -> None:
     """Raises InvalidError naming every value out of bounds but those that only the method knows."""
     if faults := _faults(request):
         raise InvalidError(faults)
+
+
+def check_dataset(dataset: Dataset | None, request: TrainingRequest) -> None:
+    """Raises NotFoundError, InvalidError for a method that its type is not for, ConflictError where it has nothing."""
+    if dataset is None:
+        raise NotFoundError("dataset", request.dataset_id)
+    if request.method != "sft" and dataset.request.kind != "preference":
+        detail = f"method is {request.method}, which learns from pairs, and dataset {dataset.id} has single samples. "
+        raise InvalidError([Fault("/method", f"{detail}Send sft, or name a dataset of type preference.")])
+    if dataset.built is None:
+        way_out = "create another" if dataset.status == "failed" else "ask again when it is built"
+        raise ConflictError(f"Dataset {dataset.id} is {dataset.status}, so there is nothing to learn from; {way_out}.")
+    if not dataset.sample_count:
+        raise ConflictError(
+            f"Dataset {dataset.id} has no items; its left_out says why. Create one with a wider filter_query."
+        )
 
 
 def _faults(request: TrainingRequest) -> list[Fault]:

@@ -39,6 +39,7 @@ from workers.adapters import AdapterFiles
 from workers.claims import Claims
 from workers.dataset_erasures import ErasureFromDatasets
 from workers.dataset_exports import ExportOfDatasets
+from workers.dataset_folder import BuiltDatasets
 from workers.dataset_rebuild import Rebuilt
 from workers.engine import EngineError
 from workers.engine_process import EngineProcess
@@ -48,7 +49,6 @@ from workers.engines.reading import reader
 from workers.feedback import ErasureOfFeedback, has_feedback
 from workers.purging import PurgeOfDeleted
 from workers.reactions import Reaction, Reactions
-from workers.training.folders import StoredDatasets
 
 PATIENCE_SECONDS: Final = 5.0
 
@@ -224,7 +224,7 @@ async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: O
         store,
         objects,
         folded,
-        StoredDatasets(objects),
+        BuiltDatasets(store, objects),
         place=settings.folder / "cache" / "training",
         lease=settings.lease_seconds,
         device=settings.device,

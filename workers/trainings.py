@@ -50,8 +50,8 @@ WHO: Final = "The trainer"
 
 class Datasets(Protocol):
     async def open(self, dataset_id: str, place: Path) -> Path:
-        """The folder of the dataset's export, which is put below `place`. Raises NotFoundError where there is none,
-        and DamagedError.
+        """The dataset as an export's folder, which is put below `place`. Raises NotFoundError, ConflictError for one
+        that is not built, and DamagedError.
         """
 
 
@@ -201,8 +201,8 @@ class Learning:
     async def _data(self, training: Training, here: Path) -> Path:
         try:
             return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
-        except (NotFoundError, DamagedError) as error:
-            raise AttemptError(f"{error} Build and export the dataset, and ask for the training again.") from error
+        except (NotFoundError, ConflictError, DamagedError) as error:
+            raise AttemptError(f"{error} Build a dataset, and ask for a training on it.") from error
 
     async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
         """Without one, or with one that is not what was stored, the training begins anew."""
@@ -360,6 +360,6 @@ def _described(result: Result) -> dict[str, str | float | bool | None]:
         "code_version": result.code_version,
         "dataset_digest": str(result.dataset.get("digest")),
         "dataset_positions": msgspec.json.encode(positions).decode()[:1_000],
-        "feedback_count": result.dataset.get("rows"),
+        "dataset_rows": result.dataset.get("rows"),
         "weights_sha256": result.sha256,
     }

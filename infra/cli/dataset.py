@@ -17,8 +17,8 @@ from domain.dataset_card import WORDS
 from domain.events.datasets import Agreement
 from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import Folder, chosen_settings, console, run
-from infra.cli.dataset_folder import unpack
 from infra.settings import Settings
+from workers.dataset_folder import unpack
 
 PAGE: Final = 200
 WAIT_SECONDS: Final = 0.5

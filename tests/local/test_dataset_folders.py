@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import soundfile
 
-from infra.cli.client import ClientError
-from infra.cli.dataset_folder import unpack
 from tests.local.parts import Parts
 from tests.local.test_datasets import archive, built, said, song, studio
+from workers.dataset_folder import unpack
 
 __all__ = ["studio"]
 load_dataset: Any = pytest.importorskip("datasets").load_dataset
@@ -104,15 +103,15 @@ MANIFEST = {"format": "text2song-dataset/1", "files": {}}
     ],
 )
 def test_an_archive_that_is_not_what_it_says_leaves_nothing(tmp_path: Path, entries: dict[str, str], says: str) -> None:
-    with pytest.raises(ClientError, match=says):
+    with pytest.raises(DamagedError, match=says):
         unpack(packed(tmp_path / "a.zip", **entries), tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_a_folder_with_something_in_it_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("x")
-    with pytest.raises(ClientError, match="is not empty"):
+    with pytest.raises(ConflictError, match="is not empty"):
         unpack(packed(tmp_path.parent / "b.zip", **{"manifest.json": json.dumps(MANIFEST)}), tmp_path)
     (tmp_path / "torn.zip").write_bytes(b"PK\3\4")
-    with pytest.raises(ClientError, match="cannot be read"):
+    with pytest.raises(DamagedError, match="cannot be read"):
         unpack(tmp_path / "torn.zip", tmp_path / "new")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from domain.ab_tests import ARMS, job_id, vote_id
 from domain.datasets import DATASETS, Dataset, folder
@@ -36,16 +37,28 @@ def flac(seed: int) -> bytes:
     return master(tone.astype(np.float32)[None, :], 8_000, {"title": str(seed)}).flac
 
 
+def flac_of(sound: NDArray[np.float32]) -> bytes:
+    return master(sound[None, :], NOISE.sample_rate, {}).flac
+
+
 CLIPS = [flac(seed) for seed in range(4)]
 
 
-async def song(parts: Parts, job_id: str, *, prompt_id: str = "prompt", samples: int = 2, **changes: Any) -> None:
+async def song(
+    parts: Parts,
+    job_id: str,
+    *,
+    prompt_id: str = "prompt",
+    samples: int = 2,
+    clips: Sequence[bytes] = CLIPS,
+    **changes: Any,
+) -> None:
     """A job that was made, with its audio: samples `{job_id}-0` and so on."""
     changes = {"seeds": [*range(samples)], "prompt_id": prompt_id, "prompt": f"words of {prompt_id}", **changes}
     made = []
     for index in range(samples):
         path = f"samples/{job_id}/1/1/{index}.flac"
-        await parts.objects.put(path, CLIPS[index])
+        await parts.objects.put(path, clips[index])
         made.append(
             SampleGenerated(
                 job_id=job_id,
@@ -57,8 +70,8 @@ async def song(parts: Parts, job_id: str, *, prompt_id: str = "prompt", samples:
                 duration_seconds=0.5,
                 sample_rate=8_000,
                 channels=1,
-                size=len(CLIPS[index]),
-                sha256=sha256(CLIPS[index]).hexdigest(),
+                size=len(clips[index]),
+                sha256=sha256(clips[index]).hexdigest(),
             )
         )
     await parts.journal.append(

@@ -6,40 +6,66 @@ import json
 import os
 import signal
 import subprocess
-import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from domain.adapters import ADAPTERS, adapter_id
+from domain.contract.datasets import BUILT, CREATED
 from domain.errors import DamagedError, NotFoundError
+from domain.events.datasets import DatasetStarted
 from domain.events.trainings import TrainingRequested
+from domain.models import NOISE
 from domain.trainings import TRAININGS, Training, folder
 from tests import dataset
 from tests.conditions import eventually
 from tests.local.parts import Parts, stop
-from tests.local.test_training import SMALL, write_pairs
+from tests.local.test_datasets import builder, built, flac_of, said, song
+from tests.local.test_training import SMALL, sound, write_pairs
 from workers import trainings
-from workers.training.folders import StoredDatasets, unpack
+from workers.dataset_folder import BuiltDatasets
 
 LEASE = 1.0
 
 
+class Folders:
+    """Datasets that are folders already; an error in the place of one is raised."""
+
+    def __init__(self, found: Path | Exception) -> None:
+        self._found = found
+
+    async def open(self, dataset_id: str, place: Path) -> Path:  # noqa: ARG002
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
+
+
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    place = tmp_path_factory.mktemp("packed")
-    written = write_pairs(place / "data")
-    with zipfile.ZipFile(place / "data.zip", "w") as archive:
-        for path in sorted(written.rglob("*")):
-            archive.write(path, path.relative_to(written))
-    return (place / "data.zip").read_bytes()
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+async def parts(parts: Parts) -> Parts:
+    """With a dataset of pairs, d1, and one of single samples, d2."""
+    for id_, kind in (("d1", "preference"), ("d2", "supervised")):
+        await parts.journal.append(
+            replace(CREATED, dataset_id=id_, kind=kind, request_digest=None),
+            DatasetStarted(dataset_id=id_, attempt=1, worker_id="gone"),
+            replace(BUILT, dataset_id=id_, items=f"datasets/{id_}/list.jsonl"),
+        )
+    await parts.host.caught_up(10)
+    return parts
 
 
 @contextlib.asynccontextmanager
-async def trainers(parts: Parts, count: int = 1, **options: Any) -> AsyncIterator[list["asyncio.Task[None]"]]:
+async def trainers(
+    parts: Parts, data: Path | Exception | None = None, count: int = 1, **options: Any
+) -> AsyncIterator[list["asyncio.Task[None]"]]:
     found = {"lease": LEASE, "backoff": 0.05, "device": "cpu", **options}
     tasks = [
         asyncio.create_task(
@@ -48,7 +74,7 @@ async def trainers(parts: Parts, count: int = 1, **options: Any) -> AsyncIterato
                 parts.store,
                 parts.objects,
                 parts.host,
-                StoredDatasets(parts.objects),
+                BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
                 place=parts.folder / f"trainer{number}",
                 **found,
             ).run()
@@ -81,12 +107,11 @@ async def when(parts: Parts, id_: str, *statuses: str) -> Training:
     return found
 
 
-async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(parts: Parts, packed: bytes) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(parts: Parts, data: Path) -> None:
     id_ = await ask(parts)
     waiting = (await parts.http.get(f"/trainings/{id_}")).json()
     assert (waiting["status"], waiting["progress"], waiting["adapter_id"]) == ("queued", 0.0, None)
-    async with trainers(parts):
+    async with trainers(parts, data):
         await when(parts, id_, "completed", "failed")
     body = (await parts.http.get(f"/trainings/{id_}")).json()
     assert (body["status"], body["error"], body["progress"]) == ("completed", None, 100.0)
@@ -97,7 +122,7 @@ async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(par
     assert adapter["is_active"]
     assert (adapter["training_id"], adapter["training_dataset_id"]) == (id_, "d1")
     assert adapter["training_config"]["method"] == "sft"
-    assert adapter["training_config"]["feedback_count"] == 26
+    assert adapter["training_config"]["dataset_rows"] == 26
     assert json.loads(adapter["training_config"]["dataset_positions"]) == {"feedback/0": 7}
     files = [each["name"] for each in adapter["files"]]
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
@@ -113,10 +138,9 @@ async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(par
     ]
 
 
-async def test_two_trainings_of_one_name_and_version_make_one_adapter(parts: Parts, packed: bytes) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_two_trainings_of_one_name_and_version_make_one_adapter(parts: Parts, data: Path) -> None:
     first, second = await ask(parts), await ask(parts, config={**SMALL, "seed": 1})
-    async with trainers(parts, 2):
+    async with trainers(parts, data, 2):
         ended = [await when(parts, id_, "completed", "failed") for id_ in (first, second)]
     assert sorted(training.status for training in ended) == ["completed", "failed"]
     [lost] = [training for training in ended if training.status == "failed"]
@@ -138,13 +162,10 @@ def children() -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_curve(
-    parts: Parts, packed: bytes
-) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_curve(parts: Parts, data: Path) -> None:
     config = {**SMALL, "steps": 12}
     whole, killed = await ask(parts, config=config), await ask(parts, config=config, adapter_version="2.0.0")
-    async with trainers(parts, checkpoint_seconds=0.0):
+    async with trainers(parts, data, checkpoint_seconds=0.0):
         await when(parts, whole, "completed")
 
         async def has_checkpoint() -> bool:
@@ -165,10 +186,9 @@ async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_cu
     assert len({adapter.request.training_config["weights_sha256"] for adapter in shas}) == 1
 
 
-async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts, packed: bytes) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts, data: Path) -> None:
     id_ = await ask(parts, config={**SMALL, "steps": 40})
-    async with trainers(parts, checkpoint_seconds=0.0) as tasks:
+    async with trainers(parts, data, checkpoint_seconds=0.0) as tasks:
 
         async def has_checkpoint() -> bool:
             return "training.checkpointed.v1" in await parts.history(id_, "trainings")
@@ -181,15 +201,14 @@ async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts,
     [stored] = await parts.objects.list(folder(id_))
     assert given.checkpoint is not None
     assert stored.key == given.checkpoint.storage_path
-    async with trainers(parts):
+    async with trainers(parts, data):
         ended = await when(parts, id_, "completed", "failed")
     assert (ended.status, ended.attempt, len(ended.curve)) == ("completed", 2, 40)
 
 
-async def test_a_running_training_is_cancelled_and_leaves_nothing(parts: Parts, packed: bytes) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_a_running_training_is_cancelled_and_leaves_nothing(parts: Parts, data: Path) -> None:
     id_ = await ask(parts, config={**SMALL, "steps": 100_000})
-    async with trainers(parts, checkpoint_seconds=0.0):
+    async with trainers(parts, data, checkpoint_seconds=0.0):
 
         async def has_checkpoint() -> bool:
             return "training.checkpointed.v1" in await parts.history(id_, "trainings")
@@ -205,26 +224,20 @@ async def test_a_running_training_is_cancelled_and_leaves_nothing(parts: Parts, 
     assert await parts.store.get(ADAPTERS, [adapter_id("jazz", "1.0.0")]) == {}
 
 
-FAULTS: Mapping[str, tuple[str | None, str]] = {
-    "no dataset": (None, "There is no export of the dataset 'd1'."),
-    "no zip": ("damaged", "cannot be unpacked"),
-    "too few pairs": ("few", "needs at least 8"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_data_that_cannot_be_used_fail_the_training_at_once(fault: str, parts: Parts, tmp_path: Path) -> None:
-    content, message = FAULTS[fault]
-    if content == "damaged":
-        await parts.objects.put("datasets/d1/preference.zip", b"PK\x03\x04 cut")
-    elif content == "few":
-        written = write_pairs(tmp_path / "few", 3)
-        with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
-            for path in written.rglob("*"):
-                archive.write(path, path.relative_to(written))
-        await parts.objects.put("datasets/d1/preference.zip", (tmp_path / "few.zip").read_bytes())
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (NotFoundError("dataset", "d1"), "There is no dataset 'd1'. Build a dataset"),
+        (DamagedError("The list is gone."), "The list is gone. Build a dataset"),
+        (None, "needs at least 8"),
+    ],
+)
+async def test_data_that_cannot_be_used_fail_the_training_at_once(
+    fault: Exception | None, message: str, parts: Parts, tmp_path: Path
+) -> None:
+    found = write_pairs(tmp_path / "few", 3) if fault is None else fault
     id_ = await ask(parts)
-    async with trainers(parts):
+    async with trainers(parts, found):
         ended = await when(parts, id_, "completed", "failed")
     assert ended.status == "failed"
     assert message in (ended.error or "")
@@ -235,12 +248,8 @@ async def test_nothing_learnt_completes_without_an_adapter(parts: Parts, tmp_pat
     dice = np.random.default_rng(0)
     same = [tuple(0.1 * dice.normal(size=(2, 19_200)).astype(np.float32)) for _ in range(26)]
     written = dataset.pairs(tmp_path / "data", [f"song {n}" for n in range(26)], same)  # type: ignore[arg-type]
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        for path in written.rglob("*"):
-            archive.write(path, path.relative_to(written))
-    await parts.objects.put("datasets/d1/preference.zip", (tmp_path / "data.zip").read_bytes())
     id_ = await ask(parts, method="taste")
-    async with trainers(parts):
+    async with trainers(parts, written):
         await when(parts, id_, "completed", "failed")
     body = (await parts.http.get(f"/trainings/{id_}")).json()
     assert (body["status"], body["adapter_id"], body["progress"]) == ("completed", None, 100.0)
@@ -248,8 +257,7 @@ async def test_nothing_learnt_completes_without_an_adapter(parts: Parts, tmp_pat
     assert body["metrics"]["pair_accuracy_chance"] > 0.05
 
 
-async def test_progress_is_heard_as_it_happens(parts: Parts, packed: bytes) -> None:
-    await parts.objects.put("datasets/d1/preference.zip", packed)
+async def test_progress_is_heard_as_it_happens(parts: Parts, data: Path) -> None:
     id_ = await ask(parts)
     heard: list[str] = []
 
@@ -258,7 +266,7 @@ async def test_progress_is_heard_as_it_happens(parts: Parts, packed: bytes) -> N
             lines = [line async for line in answer.aiter_lines()]
         heard.extend(line.removeprefix("event:").strip() for line in lines if line.startswith("event:"))
 
-    async with trainers(parts):
+    async with trainers(parts, data):
         await listen()
     assert heard[:2] == ["snapshot", "started"]
     assert "progress" in heard
@@ -303,9 +311,8 @@ async def test_a_queued_training_is_cancelled_at_once(parts: Parts) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
 
 
-async def test_a_training_that_a_stranger_asked_for_fails_and_hurts_nobody(parts: Parts, packed: bytes) -> None:
+async def test_a_training_that_a_stranger_asked_for_fails_and_hurts_nobody(parts: Parts, data: Path) -> None:
     """The schema admits any number in a configuration; no route would have."""
-    await parts.objects.put("datasets/d1/preference.zip", packed)
     strange = TrainingRequested(
         training_id="t1",
         dataset_id="d1",
@@ -316,20 +323,51 @@ async def test_a_training_that_a_stranger_asked_for_fails_and_hurts_nobody(parts
     )
     await parts.journal.append(strange)
     id_ = await ask(parts, adapter_version="2.0.0")
-    async with trainers(parts):
+    async with trainers(parts, data):
         assert (await when(parts, "t1", "completed", "failed")).status == "failed"
         assert (await when(parts, id_, "completed", "failed")).status == "completed"
     assert (await parts.http.get("/trainings/t1")).status_code == 200
 
 
-def test_a_zip_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
-        archive.writestr("../evil.txt", "x")
-    with pytest.raises(DamagedError, match="leads out of its folder"):
-        unpack(tmp_path / "evil.zip", tmp_path / "folder")
-    assert not (tmp_path / "evil.txt").exists()
+async def test_a_training_learns_from_what_listeners_said(parts: Parts) -> None:
+    """From feedback to an adapter: nobody asked for an export."""
+    for number in range(26):
+        sounds = [flac_of(sound(bright=bright, seed=2 * number + bright)) for bright in (True, False)]
+        await song(parts, f"job{number}", clips=sounds, prompt_id=f"p{number}", model_id=NOISE.id)
+        await parts.journal.append(
+            said(f"f{number}", f"job{number}-0", f"job{number}-1", prompt_id=f"p{number}", user_id="ann")
+        )
+    building = builder(parts)
+    made = await built(parts, name="liked", type="preference", held_out=0.3)
+    await stop(building)
+    assert made["sample_count"] == 26
+    id_ = await ask(parts, dataset_id=made["id"])
+    async with trainers(parts):
+        ended = await when(parts, id_, "completed", "failed")
+    assert (ended.status, ended.error) == ("completed", None)
+    adapter = (await parts.http.get(f"/adapters/{ended.adapter_id}")).json()
+    assert adapter["training_config"]["dataset_digest"] == made["digest"]
+    assert adapter["training_config"]["dataset_rows"] == 26
+    assert adapter["lineage"]["dataset"] == made["id"]
+    assert adapter["lineage"]["positions"] == made["positions"]
 
 
-async def test_a_dataset_that_was_never_exported_is_named(parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no export of the dataset 'd9'"):
-        await StoredDatasets(parts.objects).open("d9", tmp_path)
+async def test_a_dataset_that_cannot_be_learnt_from_is_refused(parts: Parts) -> None:
+    asked = {"adapter_name": "jazz", "adapter_version": "1.0.0"}
+    unknown = await parts.http.post("/trainings", json={**asked, "dataset_id": "d9"})
+    assert (unknown.status_code, unknown.json()["detail"]) == (404, "There is no dataset 'd9'.")
+    single = await parts.http.post("/trainings", json={**asked, "dataset_id": "d2", "method": "dpo"})
+    assert (single.status_code, single.json()["errors"][0]["pointer"]) == (400, "/method")
+    await parts.journal.append(replace(CREATED, dataset_id="d3", request_digest=None))
+    await parts.host.caught_up(10)
+    queued = await parts.http.post("/trainings", json={**asked, "dataset_id": "d3"})
+    assert queued.status_code == 409
+    assert "is queued" in queued.json()["detail"]
+    await parts.journal.append(
+        DatasetStarted(dataset_id="d3", attempt=1, worker_id="gone"),
+        replace(BUILT, dataset_id="d3", items="datasets/d3/list.jsonl", sample_count=0),
+    )
+    await parts.host.caught_up(10)
+    empty = await parts.http.post("/trainings", json={**asked, "dataset_id": "d3"})
+    assert empty.status_code == 409
+    assert "no items" in empty.json()["detail"]
