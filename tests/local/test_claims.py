@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -228,8 +228,7 @@ class Mortal(ManyAtOnce):
             else:
                 death = self._death
                 # While nothing is played to the end, whoever begins meanwhile dies as well.
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(death), 0.3)
+                await asyncio.wait({death}, timeout=0.3)
             if death.done():
                 raise EngineError("The process died.", transient=True)
             yield first

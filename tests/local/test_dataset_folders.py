@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import soundfile
 
+from domain.errors import ConflictError, DamagedError
 from tests.local.parts import Parts
 from tests.local.test_datasets import archive, built, said, song, studio
 from workers.dataset_folder import unpack
