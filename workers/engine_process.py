@@ -11,7 +11,6 @@ import queue
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from multiprocessing import resource_tracker
@@ -23,6 +22,7 @@ from msgspec import Struct
 from domain.models import MIN_DURATION
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engine_pace import Pace
+from workers.engine_places import Places
 
 SPAWN: Final = multiprocessing.get_context("spawn")
 # An ordered stop may signal every process of a terminal or a service. The parent alone acts on it, and ends the child.
@@ -74,7 +74,7 @@ class EngineProcess:
         self._load_timeout = load_timeout
         self._stall_timeout = stall_timeout
         self._starting = asyncio.Lock()
-        self._places = _Places()
+        self._places = Places()
         self._child: _Child | None = None
         self._device = "unknown"
         self._checks = itertools.count()
@@ -175,45 +175,6 @@ class EngineProcess:
                 self._child, self._device = child, ready.device
                 self._places.resize(ready.capacity)
             return self._child
-
-
-class _Places:
-    """The engine's rows, given out in the order in which they are asked for.
-
-    One that is free is enough for a request with many takes: the engine starts the others as further rows get free.
-    """
-
-    def __init__(self) -> None:
-        self.capacity = 0
-        self._taken = 0
-        self._asking: deque[tuple[asyncio.Future[None], int]] = deque()
-
-    async def take(self, count: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._asking.append((turn, count))
-        self.free(0)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self.free(count)
-            raise
-
-    def free(self, count: int) -> None:
-        self._taken -= count
-        while self._asking and self._taken < self.capacity:
-            turn, wanted = self._asking.popleft()
-            if not turn.done():
-                self._taken += wanted
-                turn.set_result(None)
-
-    @property
-    def busy(self) -> int:
-        return min(self._taken, self.capacity)
-
-    def resize(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.free(0)
 
 
 class _Child:

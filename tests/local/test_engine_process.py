@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from domain.models import NOISE, Model
 from tests.conditions import eventually_sync
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
-from workers.engine_process import EngineProcess, _Places
+from workers.engine_places import Places
+from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
 
@@ -235,7 +236,7 @@ async def test_requests_share_the_engine_up_to_its_capacity() -> None:
 
 
 async def test_one_free_place_is_enough_for_a_request_with_many_takes() -> None:
-    places = _Places()
+    places = Places()
     places.resize(2)
     await places.take(1)
     await places.take(5)

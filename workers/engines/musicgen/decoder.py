@@ -220,17 +220,9 @@ class Decoder:
         for tensor in (self._cache, self._cross):
             tensor[:, :, target] = tensor[:, :, source]
         for tensor in (
-            *(self._unread, self._codes, self._latest, self._position, self._frames, self._given, self._offset),
-            *(
-                self._shift,
-                self._key,
-                self._guidance,
-                self._temperature,
-                self._top_k,
-                self._top_p,
-                self._weight,
-                self._sound,
-            ),
+            *(self._unread, self._codes, self._latest, self._position, self._frames, self._given, self._shift),
+            *(self._offset, self._key, self._guidance, self._temperature, self._top_k, self._top_p),
+            *(self._weight, self._sound),
         ):
             tensor[target] = tensor[source]
 

@@ -116,6 +116,8 @@ class MusicgenEngine:
         self._active[request.id] = active
         self._waiting.extend(active.takes)
 
+    # Tensors that were made during `advance` can be changed in this mode alone.
+    @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
         if request_id in self._active:
             self._drop(self._active[request_id])
