@@ -7,7 +7,7 @@ What is not taken in has a reason. The same judgements make the same items in wh
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,7 +20,6 @@ Choice: TypeAlias = Literal["first", "second", "tie", "both_bad"]
 NEAR: Final = 1.0  # stars: ratings no farther apart agree
 SAME: Final = 0.5  # stars: a listener who rates again so near has said the same
 DIGITS: Final = 6
-V = TypeVar("V", float, str)
 
 
 class Listed(Struct, frozen=True, kw_only=True):
@@ -152,7 +151,7 @@ def compare(
     if turned:
         first, second = second, first
         judgements = [replace(judged, choice=OPPOSITE[judged.choice]) for judged in judgements]
-    fields = {
+    fields: dict[str, Any] = {
         "split": base.split,
         "prompt_id": base.prompt_id,
         "prompt": base.prompt,

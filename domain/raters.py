@@ -97,7 +97,7 @@ class Raters:
             alpha=measured.alpha(), compared=measured.units, listeners=len(self.known) + self.unnamed, **figures
         )
 
-    def _told(self, users: Sequence[str | None], judgements: Sequence[Rated] | Sequence[Compared]) -> dict[int, Rater]:
+    def _told(self, users: Sequence[str | None], judgements: Sequence[Rated | Compared]) -> dict[int, Rater]:
         """The listeners that have names, by their numbers."""
         found: dict[int, Rater] = {}
         for user, judged in zip(users, judgements, strict=True):

@@ -125,14 +125,17 @@ def takes_rating(filters: Filters, rating: float | None) -> bool:
 
 
 def _filters(query: FilterQuery) -> Filters:
-    lists = {name: tuple(sorted(set(getattr(query, name)), key=lambda value: value or "")) for name in LISTS}
+    lists: dict[str, Any] = {
+        name: tuple(sorted(set(getattr(query, name)), key=lambda value: value or "")) for name in LISTS
+    }
     lists["tags"] = tuple(sorted({tag.strip() for tag in query.tags}))
+    numbers: dict[str, Any] = {
+        name: None if (value := getattr(query, name)) is None else float(value)
+        for name in ("min_rating", "max_rating", *SHARES)
+    }
     return Filters(
         **lists,
-        **{
-            name: None if (value := getattr(query, name)) is None else float(value)
-            for name in ("min_rating", "max_rating", *SHARES)
-        },
+        **numbers,
         start_date=None if query.start_date is None else _moment(query.start_date),
         end_date=None if query.end_date is None else _moment(query.end_date, end=True),
         sources=query.sources,

@@ -95,8 +95,8 @@ class Archive:
                 elif isinstance(item, PairItem):
                     sides = {"chosen_file_name": item.first, "rejected_file_name": item.second}
                     yield item, _preference(item), sides
-        for item, sample, label in self._labelled():
-            yield item, _unpaired(item, sample, label), {"file_name": sample}
+        for base, sample, label in self._labelled():
+            yield base, _unpaired(base, sample, label), {"file_name": sample}
 
     def _label(self, item: AnyItem) -> None:
         """A sample is good or bad by all that was said of it together."""

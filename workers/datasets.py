@@ -197,7 +197,8 @@ async def _follow(
     at = {each: offset for each, offset in start.items() if offset < goal[each]}
     if not at:
         return
-    async with aclosing(journal.follow(dict(at))) as batches:
+    following: Any = journal.follow(dict(at))
+    async with aclosing(following) as batches:
         async for batch in batches:
             records = [
                 recorded

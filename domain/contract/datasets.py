@@ -144,9 +144,9 @@ def _facts(dataset: Dataset | None, event: Any) -> Json:
         case DatasetAttemptFailed(released=released):
             facts["released"] = released
         case DatasetBuilt(items=stored) | DatasetExported(archive=stored):
-            facts["own"] = stored.startswith(f"{folder(ID)}/")
+            facts["inside"] = stored.startswith(f"{folder(ID)}/")
     if isinstance(event, DatasetExported):
-        facts["known"] = dataset is not None and event.erasures == dataset.erasures
+        facts["aware"] = dataset is not None and event.erasures == dataset.erasures
     return facts
 
 
@@ -266,12 +266,12 @@ PUBLISHED: Final = Published(
         "status": "the state's status; null while there is no state",
         "attempt": "the event's attempt against the state's: current (equal), next (one more) or other",
         "released": "the event's own field",
-        "own": "whether the event's items or archive begins with datasets/, the event's dataset_id and a slash",
+        "inside": "whether the event's items or archive begins with datasets/, the event's dataset_id and a slash",
         "format": "the event's own field",
         "fits": "whether the format is unpaired or the state's type",
         "export": "the state's status of the export of that format",
         "current": "whether the event's request_id is the state's last one of that format",
-        "known": "whether the event's erasures are the state's",
+        "aware": "whether the event's erasures are the state's",
         "number": "next when the event's number is one more than the state's erasures, else other",
         **{f"{form}_exported": f"whether the state's {form}_status is exported" for form in FORMS},
     },

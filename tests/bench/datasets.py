@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
@@ -19,7 +20,7 @@ import msgspec
 from uuid_utils import uuid7
 
 from domain.envelope import encode
-from domain.events import timestamp
+from domain.events import Event, timestamp
 from domain.events.datasets import DatasetCreated, Filters
 from domain.events.jobs import JobCompleted, JobStarted, SampleGenerated
 from domain.journal import Journal
@@ -68,13 +69,13 @@ async def fill(path: Path, events: int) -> None:
     connection.close()
 
 
-def _insert(connection: apsw.Connection, topic: str, rows: list[tuple[object, ...]]) -> None:
+def _insert(connection: apsw.Connection, topic: str, rows: Sequence[tuple[object, ...]]) -> None:
     if connection.get_autocommit():
         connection.execute("BEGIN")
     connection.executemany(f'INSERT INTO "{topic}/0" VALUES (?, ?, ?, ?, ?)', rows)  # noqa: S608
 
 
-def _job(number: int) -> list[object]:
+def _job(number: int) -> list[Event]:
     job_id = f"job-{number:07}"
     dice = Random(number)
     samples = [

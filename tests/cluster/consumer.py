@@ -27,6 +27,7 @@ from referencing.jsonschema import DRAFT202012
 Json = dict[str, Any]
 MAX_DEPTH = 64
 PATIENCE_SECONDS = 30.0
+FORMS = ("preference", "supervised", "unpaired")
 STRICT = extend(
     Draft202012Validator,
     # JSON Schema takes 1.0 for an integer; the contract does not.
@@ -203,6 +204,7 @@ def _facts(state: Json, event: Json) -> Json:
     pairs, left_out = len(state.get("pairs") or []), set(state.get("left_out") or [])
     adapter = f"{event.get('adapter_name')}:{event.get('adapter_version')}"
     kind = "catch" if event.get("catch") else "pair"
+    form = event.get("format")
     trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
     return {
         "exists": bool(state.get("id")),
@@ -221,6 +223,14 @@ def _facts(state: Json, event: Json) -> Json:
         "news": not set(event.get("failed", [])) <= left_out,
         "heard": event.get("pair", pairs) < pairs and event.get("pair") not in left_out,
         "named": event.get("adapter_id") == str(uuid5(NAMESPACE_URL, f"adapter:{adapter}")),
+        "format": form,
+        "fits": form in {"unpaired", state.get("type")},
+        "export": state.get(f"{form}_status"),
+        "current": form is not None and state.get(f"{form}_request") == event.get("request_id"),
+        "inside": str(event.get("items", event.get("archive"))).startswith(f"datasets/{event.get('dataset_id')}/"),
+        "aware": event.get("erasures") == state.get("erasures"),
+        "number": "next" if event.get("number") == (state.get("erasures") or 0) + 1 else "other",
+        **{f"{form}_exported": state.get(f"{form}_status") == "exported" for form in FORMS},
         "trial": event.get("vote_id") == str(uuid5(NAMESPACE_URL, f"abvote:{trial}")),
     }
 
