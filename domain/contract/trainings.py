@@ -40,7 +40,7 @@ REQUESTED: Final = TrainingRequested(
 COMPLETED: Final = TrainingCompleted(
     training_id=ID,
     attempt=1,
-    step=60,
+    step=50,
     steps=60,
     adapter_id="adapter-1",
     message="Trained 60 steps.",
@@ -83,8 +83,8 @@ def _state(training: Training | None) -> Json:
         **{name: getattr(training, name) for name in (*same, *times)},
         "checkpoint": kept.storage_path if kept else None,
         "sha256": kept.sha256 if kept else None,
-        "curve": to_builtins(training.curve) or None,
-        "metrics": dict(training.metrics) or None,
+        "curve": to_builtins(training.curve) if kept or training.status == "completed" else None,
+        "metrics": dict(training.metrics) if training.status == "completed" else None,
     }
 
 
@@ -243,8 +243,8 @@ PUBLISHED: Final = Published(
         "completed_at": "when the status became final",
         "checkpoint": "where the last checkpoint is stored",
         "sha256": "its digest",
-        "curve": "what was measured, by step; null where there is nothing",
-        "metrics": "what was measured at the end; null where there is nothing",
+        "curve": "what was measured, by step, as the last checkpoint or the end has it",
+        "metrics": "what was measured at the end",
     },
     conditions={
         "status": "the state's status; null while there is no state",

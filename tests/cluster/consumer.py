@@ -203,6 +203,7 @@ def _facts(state: Json, event: Json) -> Json:
     relation = {0: "current", 1: "next"}
     pairs, left_out = len(state.get("pairs") or []), set(state.get("left_out") or [])
     adapter = f"{event.get('adapter_name')}:{event.get('adapter_version')}"
+    place = f"samples/{event['job_id']}" if "job_id" in event else f"trainings/{event.get('training_id')}"
     kind = "catch" if event.get("catch") else "pair"
     form = event.get("format")
     trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
@@ -215,7 +216,7 @@ def _facts(state: Json, event: Json) -> Json:
         "purged": state.get("purged_at") is not None,
         "attempt": relation.get(event["attempt"] - attempt, "other") if "attempt" in event else None,
         "sample": "missing" if event.get("index") in indexes and str(event["index"]) not in samples else "other",
-        "own": str(event.get("storage_path")).startswith(f"samples/{event.get('job_id')}/"),
+        "own": str(event.get("storage_path")).startswith(f"{place}/"),
         "released": event.get("released"),
         "dated": event.get("created_at") is not None,
         "made": state.get("ready_at") is not None,

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,6 +11,14 @@ from workers.training.listener import listen
 from workers.training.preference import Hearing, Pairs, choose_ridge, fit, folds, left_out
 
 EAR = Ear(16_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tones(count: int, *, bright: bool, seed: int) -> torch.Tensor:
@@ -67,12 +75,12 @@ def test_a_share_lies_in_its_interval(margins: Sequence[float]) -> None:
 def test_guesses_are_heard_no_more_often_than_promised() -> None:
     dice = torch.Generator().manual_seed(5)
     heard = 0
-    for _ in range(60):
-        differences = torch.randn(32, 12, generator=dice, dtype=torch.float64)
+    for _ in range(8):
+        differences = torch.randn(24, 12, generator=dice, dtype=torch.float64)
         gram = differences @ differences.T
-        pairs = Pairs(differences, torch.ones(32, dtype=torch.float64), groups(32))
+        pairs = Pairs(differences, torch.ones(24, dtype=torch.float64), groups(24))
         heard += Hearing.of(left_out(gram, pairs, 0)).is_heard
-    assert heard <= 9  # of 60 at 5 %: more come once in 2,000 times, and these dice are fixed
+    assert heard <= 2
 
 
 def test_what_was_learnt_is_not_judged_by_itself() -> None:
@@ -87,10 +95,10 @@ def test_what_was_learnt_is_not_judged_by_itself() -> None:
 
 
 def test_a_listener_hears_what_is_brighter_and_says_so() -> None:
-    sides = [EAR.hear(tones(40, bright=bright, seed=seed)) for bright, seed in ((True, 1), (False, 2))]
+    sides = [EAR.hear(tones(24, bright=bright, seed=seed)) for bright, seed in ((True, 1), (False, 2))]
     for side in sides:
-        side["timbre"] = torch.zeros(40, 4)
-    listener = listen(EAR, *sides, weights=torch.ones(40), groups=groups(40), held=[False] * 40, seed=0)
+        side["timbre"] = torch.zeros(24, 4)
+    listener = listen(EAR, *sides, weights=torch.ones(24), groups=groups(24), held=[False] * 24, seed=0)
     assert listener.hearing.is_heard
     assert listener.hearing.share > 0.8
     assert "brighter" in [opinion.words for opinion in listener.opinions]
@@ -98,11 +106,11 @@ def test_a_listener_hears_what_is_brighter_and_says_so() -> None:
 
 
 def test_a_listener_who_guesses_is_not_heard() -> None:
-    sides = [EAR.hear(tones(40, bright=True, seed=seed)) for seed in (1, 2)]
+    sides = [EAR.hear(tones(24, bright=True, seed=seed)) for seed in (1, 2)]
     for side in sides:
-        side["timbre"] = torch.zeros(40, 4)
+        side["timbre"] = torch.zeros(24, 4)
     assert not listen(
-        EAR, *sides, weights=torch.ones(40), groups=groups(40), held=[False] * 40, seed=0
+        EAR, *sides, weights=torch.ones(24), groups=groups(24), held=[False] * 24, seed=0
     ).hearing.is_heard
 
 

@@ -56,7 +56,7 @@ class Ear(Struct, frozen=True):
         return {
             "colour": level.mean(1),
             "power": (power / power.sum(1, keepdim=True)).clamp_min(1e-5).log(),
-            "movement": level.std(1),
+            "movement": _spread(level),
             "rhythm": _rhythm(flux),
             "dynamics": _dynamics(mel),
         }
@@ -92,11 +92,16 @@ def _filters(size: int, sample_rate: int, highest: float) -> torch.Tensor:
     return torch.minimum(rising, falling).clamp_min(0).float()
 
 
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    """Along the frames, with a slope where all are alike."""
+    return (values.var(1, correction=0) + 1e-8).sqrt()
+
+
 def _rhythm(flux: torch.Tensor) -> torch.Tensor:
     found = []
     for low, high in PARTS.values():
         onsets = flux[..., low:high].mean(2)
-        mean, spread = onsets.mean(1), onsets.std(1) + 1e-4
+        mean, spread = onsets.mean(1), _spread(onsets)
         # A soft count of the moments that stand out.
         standing = torch.sigmoid(4 * ((onsets - mean[:, None]) / spread[:, None] - 1))
         found += [(mean + 1e-4).log(), (spread / (mean + 1e-4)).log(), standing.mean(1)]
@@ -120,4 +125,4 @@ def _dynamics(mel: torch.Tensor) -> torch.Tensor:
     loud = blocks.sort(1).values
     quarter = max(1, loud.shape[1] // 4)
     apart = loud[:, -quarter:].mean(1) - loud[:, :quarter].mean(1)
-    return torch.stack([power.mean(1).log(), blocks.std(1), apart], dim=1)
+    return torch.stack([power.mean(1).log(), _spread(blocks), apart], dim=1)

@@ -66,7 +66,7 @@ class Network:
     @property
     def lora(self) -> dict[str, torch.Tensor]:
         """The LoRA's weights by PEFT's names."""
-        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.decoder)
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.decoder, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     @lora.setter
@@ -77,7 +77,8 @@ class Network:
         """As PEFT does, and names the base model and its revision."""
         config = self.decoder.peft_config[NAME]
         config.base_model_name_or_path, config.revision = self.model.id, self.model.revision
-        self.decoder.save_pretrained(folder)
+        # Or else PEFT asks the hub whether embeddings were changed.
+        self.decoder.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
 
     @torch.no_grad()

@@ -9,8 +9,8 @@ from msgspec import Struct
 from torch.nn import functional
 
 FOLDS: Final = 8
-INNER_FOLDS: Final = 5
-RIDGES: Final = tuple(10.0 ** (-power / 2) for power in range(-1, 8))
+INNER_FOLDS: Final = 4
+RIDGES: Final = tuple(10.0 ** (-power / 2) for power in range(7))
 NEWTON_STEPS: Final = 30
 CHANCE: Final = 0.05  # how often guesses may pass for hearing
 
@@ -69,7 +69,7 @@ def _interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     share, squared = right / count, z * z
     middle = (share + squared / (2 * count)) / (1 + squared / count)
     spread = z / (1 + squared / count) * math.sqrt(share * (1 - share) / count + squared / (4 * count * count))
-    return middle - spread, middle + spread
+    return max(0.0, min(share, middle - spread)), min(1.0, max(share, middle + spread))
 
 
 def folds(groups: Sequence[str], count: int, seed: int) -> list[list[int]]:
@@ -109,7 +109,7 @@ def fit(gram: torch.Tensor, weights: torch.Tensor, ridge: float) -> torch.Tensor
         while size > 1e-6 and (new := cost(found + size * step)) > now:
             size /= 2
         found = found + size * step
-        if now - new < 1e-10:
+        if now - new < 1e-9:
             break
         now = new
     return found

@@ -22,7 +22,7 @@ AT_ONCE: Final = 8
 NEIGHBOURS: Final = 1
 EASE: Final = 1e-3  # of the linear map's ridge, beside its inputs' own power
 LIMIT: Final = 4.0  # of a frame's slope, in root mean squares
-STIFFNESS: Final = 0.15
+STIFFNESS: Final = 0.07
 SPAN: Final = 20.0
 
 
