@@ -158,9 +158,10 @@ def nano() -> MusicgenEngine:
 @pytest.fixture(scope="module")
 def network() -> Any:
     """As the library has it: the engine lays the decoder's weights so that few rows are fast, and many slow."""
-    return MusicgenForConditionalGeneration.from_pretrained(
+    loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
         resolve(NANO.id).folder, dtype=torch.float32, attn_implementation={"decoder": "sdpa"}
-    ).eval()
+    )
+    return loaded.eval()
 
 
 def test_the_codec_reconstructs_songs(nano: MusicgenEngine) -> None:

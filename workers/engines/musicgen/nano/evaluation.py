@@ -71,8 +71,8 @@ def generate(engine: MusicgenEngine, seeded: Sequence[tuple[str, int]], seconds:
     while len(clips) < len(seeded):
         for update in engine.advance():
             match update:
-                case Clip(request_id=number, pcm=pcm):
-                    clips[number] = np.asarray(pcm[0], np.float32)
+                case Clip(request_id=id_, pcm=pcm):
+                    clips[id_] = np.asarray(pcm[0], np.float32)
                 case Failure(error=error):
                     raise RuntimeError(error)
     return [clips[str(number)] for number in range(len(seeded))]
