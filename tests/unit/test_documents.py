@@ -9,7 +9,7 @@ from infra.cli.main import COMMANDS
 from tests import bench
 
 ROOT: Final = Path(__file__).parents[2]
-DOCUMENTS: Final = ("README.md", "infra/README.md", "tests/bench/README.md")
+DOCUMENTS: Final = ("README.md", "api/README.md", "domain/README.md", "infra/README.md", "tests/bench/README.md")
 COMMAND: Final = re.compile(r"(?:^ {4}|`)(?:\w+=\S+ )*(make|text2song) ([a-z-]+)", re.MULTILINE)
 
 
