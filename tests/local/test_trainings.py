@@ -11,17 +11,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from domain.adapters import ADAPTERS, adapter_id
 from domain.errors import DamagedError, NotFoundError
 from domain.events.trainings import TrainingRequested
 from domain.trainings import TRAININGS, Training, folder
-from tests import dataset
 from tests.conditions import eventually
 from tests.local.parts import Parts, stop
-from tests.local.test_training import SMALL, write_pairs
+from tests.local.test_training import SMALL, write_contradictions, write_pairs
 from workers import trainings
 from workers.training.folders import StoredDatasets, unpack
 
@@ -232,9 +230,7 @@ async def test_data_that_cannot_be_used_fail_the_training_at_once(fault: str, pa
 
 
 async def test_nothing_learnt_completes_without_an_adapter(parts: Parts, tmp_path: Path) -> None:
-    dice = np.random.default_rng(0)
-    same = [tuple(0.1 * dice.normal(size=(2, 19_200)).astype(np.float32)) for _ in range(26)]
-    written = dataset.pairs(tmp_path / "data", [f"song {n}" for n in range(26)], same)  # type: ignore[arg-type]
+    written = write_contradictions(tmp_path / "data")
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         for path in written.rglob("*"):
             archive.write(path, path.relative_to(written))
