@@ -39,6 +39,7 @@ from workers.claims import Claims
 from workers.engines.checkpoints import resolve
 from workers.trade import AttemptError, BrokenError, Run
 from workers.training import process
+from workers.training.config import config
 from workers.training.process import Died, Ended, Kept, Order, Progressed, Refused
 from workers.training.result import RESULT, Result
 from workers.training.standing import FILE, standing_of
@@ -275,14 +276,13 @@ class Learning:
             return
         key = f"{folder(training.id)}/{training.attempt}/{training.position}/{standing.step}.safetensors"
         await until_done(partial(self._objects.put, key, content), WHO)
-        steps = int(training.request.config.get("steps") or 0)
         before = run.current.checkpoint
         await run.append(
             TrainingCheckpointed(
                 training_id=training.id,
                 attempt=training.attempt,
                 step=standing.step,
-                steps=max(steps, standing.step),
+                steps=config(training.request.method, training.request.config).steps,
                 storage_path=key,
                 sha256=sha256(content).hexdigest(),
                 curve=curve(standing.curve),

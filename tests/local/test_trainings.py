@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -21,11 +20,10 @@ from domain.events.datasets import DatasetStarted
 from domain.events.trainings import TrainingRequested
 from domain.models import NOISE
 from domain.trainings import TRAININGS, Training, folder
-from tests import dataset
 from tests.conditions import eventually
 from tests.local.parts import Parts, stop
 from tests.local.test_datasets import builder, built, flac_of, said, song
-from tests.local.test_training import SMALL, sound, write_pairs
+from tests.local.test_training import SMALL, sound, write_contradictions, write_pairs
 from workers import trainings
 from workers.dataset_folder import BuiltDatasets
 
@@ -245,9 +243,7 @@ async def test_data_that_cannot_be_used_fail_the_training_at_once(
 
 
 async def test_nothing_learnt_completes_without_an_adapter(parts: Parts, tmp_path: Path) -> None:
-    dice = np.random.default_rng(0)
-    same = [tuple(0.1 * dice.normal(size=(2, 19_200)).astype(np.float32)) for _ in range(26)]
-    written = dataset.pairs(tmp_path / "data", [f"song {n}" for n in range(26)], same)  # type: ignore[arg-type]
+    written = write_contradictions(tmp_path / "data")
     id_ = await ask(parts, method="taste")
     async with trainers(parts, written):
         await when(parts, id_, "completed", "failed")

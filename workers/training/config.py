@@ -36,7 +36,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: float = 0.15
     evaluate_every: int = 20
     patience: int = 3
-    kl_target: float = 0.015
+    kl_target: float = 0.02
     beta: float = 20.0
     sft_weight: float = 0.2
     label_smoothing: float = 0.1

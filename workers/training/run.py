@@ -31,6 +31,10 @@ from workers.training.standing import FILE, Standing
 
 CLIPPED_TO: Final = 1.0
 BETAS: Final = (0.9, 0.99)
+WORTHLESS: Final = (
+    "Nothing learnt: on held-out prompts no evaluation was better than the base model's. No adapter was made. Rate more "
+    "clips, or train with a smaller learning rate."
+)
 FLOOR: Final = 0.1  # of the learning rate, at the end
 
 
@@ -98,6 +102,8 @@ class Training:
         if not self._train(loop):
             message = f"Stopped at step {loop.step} of {self._config.steps}; the same command goes on from there."
             return self._result(source, "stopped", message, curve=loop.curve)
+        if loop.is_worthless:
+            return self._end(self._result(source, "nothing_learnt", WORTHLESS, metrics=loop.figures, curve=loop.curve))
         network.lora = loop.best_lora
         metrics = {**loop.figures, "steps": float(loop.step)}
         hears: list[dict[str, Any]] = []
@@ -259,11 +265,17 @@ class _Loop:
         self.curve: list[Figures] = []
         self._best: Figures | None = None
         self._best_lora = network.lora
+        self._best_step = 0
         self._without_better = 0
 
     @property
     def is_done(self) -> bool:
         return self.step >= self._config.steps or self._without_better >= self._config.patience
+
+    @property
+    def is_worthless(self) -> bool:
+        """Whether the best evaluation is the one before the first step."""
+        return self._best is not None and self._best_step == 0
 
     @property
     def best_lora(self) -> dict[str, torch.Tensor]:
@@ -303,7 +315,8 @@ class _Loop:
         if not found:
             return {}
         if self._best is None or self._goal.value(found) > self._goal.value(self._best):
-            self._best, self._best_lora, self._without_better = found, self._network.lora, 0
+            self._best, self._best_lora, self._best_step = found, self._network.lora, self.step
+            self._without_better = 0
         else:
             self._without_better += 1
         return found
@@ -317,6 +330,7 @@ class _Loop:
             step=self.step,
             curve=self.curve,
             best=self._best,
+            best_step=self._best_step,
             without_better=self._without_better,
             memory=dict(self._goal.memory),
         )
@@ -328,7 +342,7 @@ class _Loop:
         self._best_lora = kept.part("best")
         checkpoint.restore_optimiser(self._optimiser, kept.part("moments"))
         self.step, self.curve, self._best = standing.step, list(standing.curve), standing.best
-        self._without_better = standing.without_better
+        self._best_step, self._without_better = standing.best_step, standing.without_better
         if standing.memory:
             self._goal.memory = standing.memory
 

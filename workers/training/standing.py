@@ -13,13 +13,15 @@ LENGTH: Final = 8  # bytes of a safetensors file in front of its header, which s
 class Standing(Struct, frozen=True, kw_only=True):
     """`made_of` is the digest of configuration, data and base model. `step` steps are done.
 
-    `curve` has a point a step, `best` the figures of the best evaluation, and `memory` what the method keeps.
+    `curve` has a point a step, `best` the figures of the best evaluation, at
+    `best_step`, and `memory` what the method keeps.
     """
 
     made_of: str
     step: int
     curve: list[dict[str, float]]
     best: dict[str, float] | None = None
+    best_step: int = 0
     without_better: int = 0
     memory: dict[str, float] = {}
 
