@@ -255,9 +255,9 @@ def _body(dataset: Dataset) -> DatasetItem:
         judgements=built.judgements if built else None,
         digest=built.digest if built else None,
         positions=dict(built.positions) if built else None,
-        splits=_counts(built.splits) if built else {},
+        splits=dict(built.splits) if built else {},
         agreement=built.agreement if built else None,
-        left_out=_counts(built.left_out) if built else {},
+        left_out=dict(built.left_out) if built else {},
         notice=explanation(dataset),
         erased_since=ErasedSince(
             count=dataset.erased, feedback_ids=list(dataset.erased_feedback), job_ids=list(dataset.erased_jobs)
@@ -266,10 +266,6 @@ def _body(dataset: Dataset) -> DatasetItem:
         created_at=dataset.created_at,
         built_at=dataset.built_at,
     )
-
-
-def _counts(counted: Mapping[Any, int]) -> dict[str, int]:
-    return dict(counted)
 
 
 def _export(dataset: Dataset, export: Export) -> ExportBody:

@@ -1,15 +1,15 @@
 """What a dataset says of itself in words: the card of an export, with the head that the Hugging Face hub reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from domain.datasets import Dataset
-from domain.events.datasets import DatasetBuilt, Format, Reason
+from domain.events.datasets import DatasetBuilt, Format
 
 FORMAT: Final = "text2song-dataset/1"
-WORDS: Final[dict[Reason, str]] = {
+WORDS: Final[Mapping[str, str]] = {
     "unknown_sample": "judgements of samples that are on no log",
     "deleted": "judgements or items of jobs that were deleted, cancelled or purged",
     "not_comparable": "comparisons of samples that do not belong together",
@@ -43,7 +43,7 @@ def explanation(dataset: Dataset) -> str | None:
     if not left_out:
         return NOBODY
     reason = max(left_out, key=lambda name: (left_out[name], name))
-    return EMPTY.format(f"{left_out[reason]:,} {WORDS[reason]} ({reason})")
+    return EMPTY.format(f"{left_out[reason]:,} {WORDS.get(reason, reason)} ({reason})")
 
 
 def card(dataset: Dataset, exported: Format | None = None) -> str:
@@ -107,7 +107,7 @@ def _figures(dataset: Dataset, built: DatasetBuilt) -> Iterator[str]:
         f"{agreement.passed:,} of {agreement.caught:,} trials of identical sides were passed"
     )
     for reason, count in built.left_out.items():
-        yield f"* left out: {count:,} {WORDS[reason]}"
+        yield f"* left out: {count:,} {WORDS.get(reason, reason)}"
     if dataset.erased:
         yield (
             f"* erased since: {len(dataset.erased_feedback):,} judgements and {len(dataset.erased_jobs):,} jobs; "

@@ -54,7 +54,10 @@ BUILT: Final = DatasetBuilt(
     left_out={"tied": 1},
 )
 SUPERVISED: Final = replace(CREATED, kind="supervised")
-FORMS: Final[tuple[Format, ...]] = ("preference", "supervised", "unpaired")
+# The export of the dataset's own type, and the other one that it has.
+FORMS: Final = ("own", "unpaired")
+FORMATS_ALL: Final[tuple[Format, ...]] = ("preference", "supervised", "unpaired")
+REQUESTS: Final = ("request-1", "request-2")
 FAILED: Final = DatasetFailed(dataset_id=ID, attempt=1, error="no disk")
 
 
@@ -100,7 +103,7 @@ def erased(number: int, *feedback_ids: str, jobs: tuple[str, ...] = ()) -> Datas
 def _state(dataset: Dataset | None) -> Json:
     if dataset is None:
         return {}
-    exports = {export.format: export for export in dataset.exports}
+    exports = {_form(dataset, export.format): export for export in dataset.exports}
     return {
         "id": dataset.id,
         "status": dataset.status,
@@ -123,6 +126,12 @@ def _state(dataset: Dataset | None) -> Json:
     }
 
 
+def _form(dataset: Dataset | None, wanted: Format) -> str | None:
+    if dataset is None or wanted not in FORMATS[dataset.request.kind]:
+        return None
+    return "unpaired" if wanted == "unpaired" else "own"
+
+
 def _facts(dataset: Dataset | None, event: Any) -> Json:
     attempt = dataset.attempt if dataset else 0
     facts: Json = {"status": dataset.status if dataset else None}
@@ -131,15 +140,15 @@ def _facts(dataset: Dataset | None, event: Any) -> Json:
             facts["attempt"] = {attempt: "current", attempt + 1: "next"}.get(event.attempt, "other")
         case DatasetExportRequested(format=form) | DatasetExported(format=form) | DatasetExportFailed(format=form):
             export = dataset.export(form) if dataset else None
-            facts["format"] = form
-            facts["fits"] = dataset is not None and form in FORMATS[dataset.request.kind]
+            facts["form"] = _form(dataset, form)
             facts["export"] = export.status if export else None
             facts["current"] = export is not None and export.request_id == event.request_id
         case DatasetRecordsErased(number=number):
             facts["number"] = "next" if dataset is not None and number == dataset.erasures + 1 else "other"
-            for form in FORMS:
-                export = dataset.export(form) if dataset else None
-                facts[f"{form}_exported"] = export is not None and export.status == "exported"
+            exported_now = (
+                [export.format for export in dataset.exports if export.status == "exported"] if dataset else []
+            )
+            facts |= {f"{form}_exported": form in {_form(dataset, each) for each in exported_now} for form in FORMS}
     match event:
         case DatasetAttemptFailed(released=released):
             facts["released"] = released
@@ -157,6 +166,7 @@ def _accepted(dataset: Dataset | None, recorded: Recorded) -> bool:
 
 def _vectors() -> Mapping[str, Sequence[Record]]:
     run = _log(CREATED, started(1), BUILT, requested("preference"), exported("preference"), erased(1, "feedback-1"))
+    own, unpaired = [(requested(form), exported(form)) for form in FORMATS["preference"]]
     return {
         "a dataset is built, exported, and told what was erased since": run,
         "a batch delivered again changes nothing": [*run[:3], *run],
@@ -204,11 +214,40 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
             CREATED, started(1), BUILT, requested("preference"), exported("preference"), erased(1, jobs=("job-1",)),
             requested("preference", "request-2"),
         ),
+        **{
+            f"the {form} export that {name}": _log(*before, *_refused(form), *then)
+            for form in FORMATS["preference"]
+            for name, before, then in _lives(form)
+        },
+        **{
+            f"records are erased and {name}": _log(
+                CREATED, started(1), BUILT, *before, erased(2), erased(1, "f-2", "f-1", jobs=("j",))
+            )
+            for name, before in (
+                ("nothing is exported", ()),
+                ("its own export is there", own),
+                ("the unpaired export is there", unpaired),
+                ("one is there and the other is asked for", (*own, unpaired[0])),
+                ("both are there", (*own, *unpaired)),
+            )
+        },
+        "nothing is exported of what is not built": _log(
+            CREATED, requested("preference"), requested("unpaired"), erased(1), started(1), FAILED,
+            requested("unpaired"),
+        ),
+        "a claim counts the attempts": _log(CREATED, started(2), started(1), started(3)),
+        "a report ends the count of lost attempts": _log(
+            CREATED, started(1), started(2), attempt_failed(1, released=True), attempt_failed(2, released=False)
+        ),
+        "a release says why, and is said once": _log(
+            CREATED, started(1), attempt_failed(released=True), attempt_failed(released=True),
+            attempt_failed(released=False), FAILED, BUILT,
+        ),
         "what is out of bounds is no event": _log(
             CREATED,
             encoded(started(1)).replace(b":1,", b":0,"),
             encoded(BUILT).replace(b'"datasets/', b'"secrets/'),
-            encoded(BUILT).replace(b'"tied"', b'"bored"'),
+            encoded(BUILT).replace(b'"tied"', b'"Tied"'),
             started(1),
         ),
         "an event appended twice under one id holds once": [
@@ -227,6 +266,27 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
             record(1, replace(SUBMITTED, job_id=ID), position=Position("datasets", 0, 1)),
         ],
     }  # fmt: skip
+
+
+def _lives(form: Format) -> list[tuple[str, tuple[Event, ...], tuple[Event, ...]]]:
+    """What has become of an export, and what may come next."""
+    built = (CREATED, started(1), BUILT)
+    asked = (*built, requested(form))
+    made = (*asked, exported(form))
+    again = requested(form, "request-2")
+    return [
+        ("nobody asked for", built, (again,)),
+        ("was asked for", asked, (exported(form),)),
+        ("was asked for and fails", asked, (export_failed(form), exported(form), export_failed(form), again)),
+        ("was made", made, (again, exported(form), export_failed(form))),
+        ("is outdated", (*made, erased(1, "feedback-1")), (exported(form, erasures=1), again)),
+    ]
+
+
+def _refused(form: Format) -> tuple[Event, ...]:
+    """What no export takes."""
+    elsewhere = replace(exported(form), archive="datasets/dataset-10/exports/a.zip")
+    return (exported(form, "request-9"), export_failed(form, "request-9"), elsewhere, exported(form, erasures=7))
 
 
 def _log(*events: Event | bytes | None) -> list[Record]:
@@ -254,8 +314,10 @@ PUBLISHED: Final = Published(
         "error": "what the last failed attempt reported",
         "digest": "the SHA-256 of its list of items, as it was built",
         "sample_count": "the items of the list, without those that were erased",
-        **{f"{form}_status": f"requested, exported, outdated or failed: its {form} export" for form in FORMS},
-        **{f"{form}_request": f"the id of the last request for its {form} export" for form in FORMS},
+        "own_status": "requested, exported, outdated or failed: the export of the format that is its type",
+        "unpaired_status": "the same of the unpaired export",
+        "own_request": "the id of the last request for the export of the format that is its type",
+        "unpaired_request": "the same of the unpaired export",
         "erasures": "how many events said what was erased",
         "erased_feedback": "the ids of feedback that it rests on and that was erased since it was built",
         "erased_jobs": "the ids of jobs whose samples it has and that were deleted since it was built",
@@ -267,10 +329,9 @@ PUBLISHED: Final = Published(
         "attempt": "the event's attempt against the state's: current (equal), next (one more) or other",
         "released": "the event's own field",
         "inside": "whether the event's items or archive begins with datasets/, the event's dataset_id and a slash",
-        "format": "the event's own field",
-        "fits": "whether the format is unpaired or the state's type",
-        "export": "the state's status of the export of that format",
-        "current": "whether the event's request_id is the state's last one of that format",
+        "form": "own when the event's format is the state's type, unpaired when it is that, else null",
+        "export": "the state's own_status or unpaired_status, whichever the form is",
+        "current": "whether the event's request_id is the state's own_request or unpaired_request",
         "aware": "whether the event's erasures are the state's",
         "number": "next when the event's number is one more than the state's erasures, else other",
         **{f"{form}_exported": f"whether the state's {form}_status is exported" for form in FORMS},
@@ -284,13 +345,13 @@ PUBLISHED: Final = Published(
         BUILT,
         replace(BUILT, items="datasets/dataset-10/1-1/list.jsonl"),
         FAILED,
-        *(requested(form, id_) for form in FORMS for id_ in ("request-1", "request-2")),
-        *(exported(form, id_) for form in FORMS for id_ in ("request-1", "request-2")),
-        *(replace(exported(form), archive="datasets/dataset-10/exports/a.zip") for form in FORMS),
-        *(export_failed(form, id_) for form in FORMS for id_ in ("request-1", "request-2")),
+        *(requested(form, id_) for form in FORMATS_ALL for id_ in REQUESTS),
+        *(exported(form, id_) for form in FORMATS_ALL for id_ in REQUESTS),
+        *(replace(exported(form), archive="datasets/dataset-10/exports/a.zip") for form in FORMATS_ALL),
+        *(export_failed(form, id_) for form in FORMATS_ALL for id_ in REQUESTS),
         erased(1, "feedback-1"),
         erased(2, "feedback-0", jobs=("job-1",)),
-        *(exported(form, erasures=1) for form in FORMS),
+        *(exported(form, erasures=1) for form in FORMATS_ALL),
     ],
     outcomes=OUTCOMES,
     vectors=_vectors(),

@@ -48,7 +48,9 @@ Alpha: TypeAlias = Annotated[float, Meta(ge=-1_000, le=1)]
 Object: TypeAlias = Annotated[str, Meta(pattern=f"^datasets(/{NAME})+{END}", max_length=1_000)]
 Place: TypeAlias = Annotated[str, Meta(pattern=f"^[a-z]{{1,100}}/[0-9]{{1,9}}{END}")]
 Labels: TypeAlias = Annotated[tuple[Label, ...], Meta(max_length=MAX_VALUES)]
-Reasons: TypeAlias = Annotated[dict[Reason, Count], Meta(max_length=50)]
+# Published schemas say nothing of keys that are one of a few texts, but patterns they do.
+Reasons: TypeAlias = Annotated[dict[Annotated[str, Meta(pattern=f"^[a-z_]{{1,50}}{END}")], Count], Meta(max_length=50)]
+Splits: TypeAlias = Annotated[dict[Annotated[str, Meta(pattern=f"^(train|test){END}")], Count], Meta(max_length=2)]
 
 
 class Filters(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -160,7 +162,7 @@ class DatasetBuilt(DatasetEvent, frozen=True, kw_only=True, tag="DatasetBuilt"):
     digest: Sha256
     sample_count: Count
     positions: Annotated[dict[Place, Count], Meta(max_length=MAX_PARTITIONS)]
-    splits: Annotated[dict[Literal["train", "test"], Count], Meta(max_length=2)]
+    splits: Splits
     agreement: Agreement = Agreement()
     judgements: Count = 0
     left_out: Reasons = field(default_factory=dict)

@@ -8,7 +8,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import click
-import msgspec
 from msgspec import Struct
 from rich.markup import escape
 from rich.table import Column, Table
@@ -304,5 +303,4 @@ def _tell(found: Dataset) -> None:
 
 
 def _reasons(left_out: dict[str, int]) -> list[str]:
-    words: dict[str, str] = msgspec.convert(WORDS, dict[str, str])
-    return [f"Left out: {count:,} {words.get(reason, reason)}" for reason, count in left_out.items()]
+    return [f"Left out: {count:,} {WORDS.get(reason, reason)}" for reason, count in left_out.items()]

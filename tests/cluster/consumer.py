@@ -27,7 +27,7 @@ from referencing.jsonschema import DRAFT202012
 Json = dict[str, Any]
 MAX_DEPTH = 64
 PATIENCE_SECONDS = 30.0
-FORMS = ("preference", "supervised", "unpaired")
+FORMS = ("own", "unpaired")
 STRICT = extend(
     Draft202012Validator,
     # JSON Schema takes 1.0 for an integer; the contract does not.
@@ -205,7 +205,7 @@ def _facts(state: Json, event: Json) -> Json:
     adapter = f"{event.get('adapter_name')}:{event.get('adapter_version')}"
     place = f"samples/{event['job_id']}" if "job_id" in event else f"trainings/{event.get('training_id')}"
     kind = "catch" if event.get("catch") else "pair"
-    form = event.get("format")
+    form = {state.get("type"): "own", "unpaired": "unpaired"}.get(event.get("format")) if state else None
     trial = f"{event.get('ab_test_id')}:{event.get('pair')}:{kind}:{event.get('voter')}"
     return {
         "exists": bool(state.get("id")),
@@ -224,8 +224,7 @@ def _facts(state: Json, event: Json) -> Json:
         "news": not set(event.get("failed", [])) <= left_out,
         "heard": event.get("pair", pairs) < pairs and event.get("pair") not in left_out,
         "named": event.get("adapter_id") == str(uuid5(NAMESPACE_URL, f"adapter:{adapter}")),
-        "format": form,
-        "fits": form in {"unpaired", state.get("type")},
+        "form": form,
         "export": state.get(f"{form}_status"),
         "current": form is not None and state.get(f"{form}_request") == event.get("request_id"),
         "inside": str(event.get("items", event.get("archive"))).startswith(f"datasets/{event.get('dataset_id')}/"),
