@@ -132,18 +132,18 @@ def cancels() -> list[int]:
     engine = load(resolve(NANO.id), "cpu")
     assert isinstance(engine, MusicgenEngine)
     torch.set_num_threads(1)
-    dice, steps, found = Random(1), [0], list[int]()
+    dice, done, found = Random(1), [0], list[int]()
     run, orders, stopped = engine._decoder.run, queue.SimpleQueue[Any](), queue.SimpleQueue[int]()
 
-    def counted(number: int) -> None:
-        for _ in range(number):
+    def counted(steps: int) -> None:
+        for _ in range(steps):
             run(1)
-            steps[0] += 1
+            done[0] += 1
 
     class Pipe:
         def send(self, message: object) -> None:
             if isinstance(message, Stopped):
-                stopped.put(steps[0])
+                stopped.put(done[0])
 
     engine._decoder.run = counted  # type: ignore[method-assign]
     serving: Any = _work
@@ -153,7 +153,7 @@ def cancels() -> list[int]:
         orders.put(EngineRequest(id=f"{number}", prompt=PROMPTS[number % 4], duration=10, takes=takes))
         if number >= 8:
             time.sleep(dice.uniform(0.01, 0.1))
-            asked = steps[0]
+            asked = done[0]
             orders.put(Cancel(f"{number - 8}"))
             found.append(stopped.get() - asked)
     return found

@@ -12,14 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from domain.models import NANO
+from domain.models import KEPT_SHARE, NANO
 from workers.engine import Clip, EngineRequest, Take
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
 
 LENGTHS: Final = [float(length) for length in os.environ.get("SECONDS", "60,300").split(",")]
 PROMPT: Final = "warm lo-fi track with a piano melody, soft guitar chords and drums, 80 bpm"
-KEPT: Final = 0.4  # of a window, as the prompt of the next
 HOP: Final = 0.01
 NEAR: Final = 0.05
 
@@ -56,7 +55,7 @@ def main() -> None:
         sound, spent, most = make(engine, seconds)
         width = round(2 * NEAR / HOP) + 1
         peaks = np.lib.stride_tricks.sliding_window_view(flux(sound, NANO.sample_rate), width).max(1)
-        seams = np.arange(window, seconds, window * (1 - KEPT))
+        seams = np.arange(window, seconds, window * (1 - KEPT_SHARE))
         found, usual = peaks[((seams - NEAR) / HOP).astype(int)], np.percentile(peaks, 99)
         print(
             f"{seconds:g} s in {spent:.1f} s: {most - short:+.0f} MB, of which {sound.nbytes / 1e6:.0f} are audio; "

@@ -32,7 +32,10 @@ class Texts:
     @property
     def longest_lead(self) -> int:
         """The most steps before the first frame; 0 for models that attend to the text."""
-        return self._network.config.chroma_length + PROMPT_TOKENS if self._is_melody else 0
+        if not self._is_melody:
+            return 0
+        melody: int = self._network.config.chroma_length
+        return melody + PROMPT_TOKENS
 
     @property
     def _is_melody(self) -> bool:
