@@ -19,6 +19,8 @@ from api.http.hosts import AllowedHosts
 from api.http.renditions import Renditions
 from api.http.sealing import Seals
 from api.http.services import Services
+from commands.adapters import register
+from commands.waiting import StoredViews
 from domain.datasets import Dataset
 from domain.errors import UnavailableError
 from domain.events import timestamp
@@ -219,12 +221,13 @@ def _journal(log: EventLog) -> Journal:
 
 
 async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> None:
+    journal = _journal(log)
     trainer = trainings.worker(
-        _journal(log),
+        journal,
         store,
         objects,
-        folded,
         BuiltDatasets(store, objects),
+        partial(register, journal, StoredViews(store, folded)),
         place=settings.folder / "cache" / "training",
         lease=settings.lease_seconds,
         device=settings.device,

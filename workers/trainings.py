@@ -5,7 +5,7 @@ adapter.
 import asyncio
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from hashlib import sha256
@@ -15,8 +15,6 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from commands import adapters as commands
-from commands.transact import load
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
 from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
@@ -32,7 +30,7 @@ from domain.events.trainings import (
     TrainingFailed,
 )
 from domain.journal import Journal, until_done
-from domain.ports import D, ObjectStore, Position, Query, ReadStore, View
+from domain.ports import ObjectStore, ReadStore
 from domain.trainings import MAX_LOST, TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
@@ -45,7 +43,6 @@ from workers.training.result import RESULT, Result
 from workers.training.standing import FILE, standing_of
 
 PROGRESS_EVERY: Final = 1.0
-SHOWN_SECONDS: Final = 30.0
 WHO: Final = "The trainer"
 
 
@@ -56,39 +53,24 @@ class Datasets(Protocol):
         """
 
 
-class Folded(Protocol):
-    async def wait(self, positions: Iterable[Position], seconds: float) -> bool: ...
-
-
-class StoredViews:
-    """The views of a process that waits for others to fold what it has appended."""
-
-    def __init__(self, store: ReadStore, folded: Folded) -> None:
-        self._store = store
-        self._folded = folded
-
-    async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
-        return await self._store.get(view, ids)
-
-    async def find(self, view: View[D], query: Query) -> list[D]:
-        return await self._store.find(view, query)
-
-    async def count(self, view: View[D], query: Query) -> int:
-        return await self._store.count(view, query)
-
-    def expect(self, keys: Sequence[str], positions: Sequence[Position]) -> None:
-        pass
-
-    async def show(self, positions: Iterable[Position]) -> bool:
-        return await self._folded.wait(positions, SHOWN_SECONDS)
+class Register(Protocol):
+    async def __call__(
+        self,
+        registration: AdapterRegistered,
+        store: Callable[[], Awaitable[None]],
+        discard: Callable[[], Awaitable[None]],
+    ) -> Any:
+        """Registers an adapter. `store` puts its files in their place first, `discard` removes them where another one
+        of its name and version was registered meanwhile. Raises ConflictError, also for one that was there before.
+        """
 
 
 def worker(
     journal: Journal,
     store: ReadStore,
     objects: ObjectStore,
-    folded: Folded,
     datasets: Datasets,
+    register: Register,
     *,
     place: Path,
     lease: float = 6.0,
@@ -98,7 +80,7 @@ def worker(
 ) -> Claims[Training]:
     """One that trains one adapter at a time. `place` is a folder for what it can make again."""
     trade = Learning(
-        journal, store, objects, folded, datasets, place=place, device=device, checkpoint_seconds=checkpoint_seconds
+        journal, store, objects, datasets, register, place=place, device=device, checkpoint_seconds=checkpoint_seconds
     )
     return Claims(journal, store, trade, lease=lease, backoff=backoff)
 
@@ -111,8 +93,8 @@ class Learning:
         journal: Journal,
         store: ReadStore,
         objects: ObjectStore,
-        folded: Folded,
         datasets: Datasets,
+        register: Register,
         *,
         place: Path,
         device: str | None = None,
@@ -120,8 +102,9 @@ class Learning:
     ) -> None:
         self._journal = journal
         self._objects = objects
-        self._views = StoredViews(store, folded)
+        self._store = store
         self._datasets = datasets
+        self._register_adapter = register
         self._place = place
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
@@ -328,11 +311,11 @@ class Learning:
         async def discard() -> None:
             await until_done(partial(self._objects.delete, place), WHO)
 
-        there = await until_done(partial(load, self._views, ADAPTERS, id_), WHO)
+        there = (await until_done(partial(self._store.get, ADAPTERS, [id_]), WHO)).get(id_)
         if there is not None and there.request.training_id == training.id:
             return id_
         try:
-            await until_done(partial(commands.register, self._journal, self._views, registration, store, discard), WHO)
+            await until_done(partial(self._register_adapter, registration, store, discard), WHO)
         except ConflictError as error:
             raise AttemptError(f"{error} Ask for the training again with another adapter_version.") from error
         return id_

@@ -13,7 +13,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("domain", "commands", "projections", "workers", "api", "infra", "tests")
 LIST: Final = "domain/aggregates.py"
-SLICES: Final = ("prompts", "jobs", "feedback", "adapters", "models", "abtests", "datasets")
+SLICES: Final = ("prompts", "jobs", "feedback", "adapters", "models", "abtests", "datasets", "trainings")
 
 FILES: Final = {
     "domain/events/cheers.py": """
@@ -217,7 +217,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, text in FILES.items():
         (copy / name).write_text(dedent(text))
     listed = (copy / LIST).read_text()
-    with_cheers = listed.replace('"datasets")', '"datasets", "cheers")')
+    with_cheers = listed.replace('"trainings")', '"trainings", "cheers")')
     assert len(set(with_cheers.splitlines()) ^ set(listed.splitlines())) == 2, "one line is another"
     (copy / LIST).write_text(with_cheers)
     done = subprocess.run(

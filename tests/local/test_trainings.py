@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from commands.adapters import register
+from commands.waiting import StoredViews
 from domain.adapters import ADAPTERS, adapter_id
 from domain.contract.datasets import BUILT, CREATED
 from domain.errors import DamagedError, NotFoundError
@@ -71,8 +74,8 @@ async def trainers(
                 parts.journal,
                 parts.store,
                 parts.objects,
-                parts.host,
                 BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
+                partial(register, parts.journal, StoredViews(parts.store, parts.host)),
                 place=parts.folder / f"trainer{number}",
                 **found,
             ).run()

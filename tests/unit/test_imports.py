@@ -1,4 +1,6 @@
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ ROOT_ONLY = (
     "infra/faust_app.py",
     "infra/cli/",
 )
+HEAVY = ("workers/engines/noise.py",)
+HEAVY_FOLDERS = ("workers/engines/musicgen/", "workers/training/")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -103,7 +107,7 @@ def test_adapters_know_the_ports_and_no_route_or_worker() -> None:
 
 
 def test_nothing_heavy_is_imported_where_the_event_loop_runs() -> None:
-    """The model's libraries hold the interpreter for seconds; only the engine's own process may load them."""
+    """The model's libraries hold the interpreter for seconds; only an engine's or a training's process may."""
     for package in MAY_IMPORT:
         for path in files(package):
             top = {
@@ -115,5 +119,10 @@ def test_nothing_heavy_is_imported_where_the_event_loop_runs() -> None:
                 )
             }
             name = path.relative_to(ROOT).as_posix()
-            if name != "workers/engines/noise.py" and not name.startswith("workers/engines/musicgen/"):
+            if name not in HEAVY and not name.startswith(HEAVY_FOLDERS):
                 assert not top & {"torch", "transformers", "peft"}, path
+
+
+def test_what_runs_beside_the_event_loop_loads_nothing_heavy() -> None:
+    loaded = "import sys, infra.roles, api.app, workers.trainings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
