@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from asyncio import StreamReader
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -17,13 +17,14 @@ import msgspec
 from msgspec import Struct
 
 LONGEST_LINE: Final = 16_000_000
-NICENESS: Final = 10
 STOP_SECONDS: Final = 60.0
 WORDS: Final = 2_000
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """`data` is the dataset's folder, `output` where checkpoint and adapter are put."""
+    """`data` is the dataset's folder, `output` where checkpoint and adapter are put. By its `niceness` a training gives
+    way to generation.
+    """
 
     method: str
     config: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Order(Struct, frozen=True, kw_only=True):
     device: str | None = None
     checkpoint_seconds: float = 120.0
     base_model: str | None = None
+    niceness: int = 10
 
 
 class Progressed(Struct, frozen=True, kw_only=True, tag=True):
@@ -66,7 +68,7 @@ class Died(Exception):  # noqa: N818
     """The process ended without saying how; the message has its last words."""
 
 
-async def train(order: Order, at: Path) -> AsyncIterator[Said]:
+async def train(order: Order, at: Path) -> AsyncGenerator[Said, None]:
     """What the process says, to its end. Raises Died. Closed early, it returns once the process has kept a checkpoint
     and ended, or was killed.
     """
@@ -88,7 +90,7 @@ async def train(order: Order, at: Path) -> AsyncIterator[Said]:
     try:
         ended = False
         while line := await out.readline():
-            said: Said = msgspec.json.decode(line, type=Said)  # type: ignore[arg-type]
+            said: Said = msgspec.json.decode(line, type=Said)
             ended = isinstance(said, Ended | Refused)
             yield said
         await process.wait()
@@ -119,14 +121,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> None:
-    """In the child. Gives way to generation, and stops with its parent."""
+    """In the child. It stops with its parent."""
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     parent = os.getppid()
-    with suppress(OSError):
-        os.nice(NICENESS)
     order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
+    with suppress(OSError):
+        os.nice(order.niceness)
     try:
         _say(_carried_out(order, lambda: bool(stopped) or os.getppid() != parent))
     except BrokenPipeError:
