@@ -95,19 +95,10 @@ def worker(
     backoff: float = 1.0,
     device: str | None = None,
     checkpoint_seconds: float = 120.0,
-    niceness: int = 10,
 ) -> Claims[Training]:
     """One that trains one adapter at a time. `place` is a folder for what it can make again."""
     trade = Learning(
-        journal,
-        store,
-        objects,
-        folded,
-        datasets,
-        place=place,
-        device=device,
-        checkpoint_seconds=checkpoint_seconds,
-        niceness=niceness,
+        journal, store, objects, folded, datasets, place=place, device=device, checkpoint_seconds=checkpoint_seconds
     )
     return Claims(journal, store, trade, lease=lease, backoff=backoff)
 
@@ -126,7 +117,6 @@ class Learning:
         place: Path,
         device: str | None = None,
         checkpoint_seconds: float = 120.0,
-        niceness: int = 10,
     ) -> None:
         self._journal = journal
         self._objects = objects
@@ -135,7 +125,6 @@ class Learning:
         self._place = place
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
-        self._niceness = niceness
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         """It has no model to generate with, so no API takes it for a worker that has one."""
@@ -243,7 +232,6 @@ class Learning:
             cache=str(self._place / "codes"),
             device=self._device,
             checkpoint_seconds=self._checkpoint_seconds,
-            niceness=self._niceness,
         )
         reported, telling = 0.0, None
         try:

@@ -38,7 +38,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @contextlib.asynccontextmanager
 async def trainers(parts: Parts, count: int = 1, **options: Any) -> AsyncIterator[list["asyncio.Task[None]"]]:
-    found = {"lease": LEASE, "backoff": 0.05, "device": "cpu", "niceness": 0, **options}
+    found = {"lease": LEASE, "backoff": 0.05, "device": "cpu", **options}
     tasks = [
         asyncio.create_task(
             trainings.worker(

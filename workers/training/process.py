@@ -17,14 +17,13 @@ import msgspec
 from msgspec import Struct
 
 LONGEST_LINE: Final = 16_000_000
+NICENESS: Final = 10
 STOP_SECONDS: Final = 60.0
 WORDS: Final = 2_000
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """`data` is the dataset's folder, `output` where checkpoint and adapter are put. By its `niceness` a training gives
-    way to generation.
-    """
+    """`data` is the dataset's folder, `output` where checkpoint and adapter are put."""
 
     method: str
     config: Mapping[str, Any]
@@ -34,7 +33,6 @@ class Order(Struct, frozen=True, kw_only=True):
     device: str | None = None
     checkpoint_seconds: float = 120.0
     base_model: str | None = None
-    niceness: int = 10
 
 
 class Progressed(Struct, frozen=True, kw_only=True, tag=True):
@@ -121,14 +119,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> None:
-    """In the child. It stops with its parent."""
+    """In the child. Gives way to generation, and stops with its parent."""
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     parent = os.getppid()
     order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
     with suppress(OSError):
-        os.nice(order.niceness)
+        os.nice(NICENESS)
     try:
         _say(_carried_out(order, lambda: bool(stopped) or os.getppid() != parent))
     except BrokenPipeError:
