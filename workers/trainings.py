@@ -171,11 +171,12 @@ class Learning:
             raise BrokenError(f"{self._place} has {free.free:,} bytes left; make room there.")
 
     async def tidy(self, training: Training, attempt: int) -> None:
-        """Of an open training the last checkpoint stays, of one that has ended none."""
-        kept = training.checkpoint.storage_path if training.checkpoint and training.is_open else None
+        """Of a training that has ended no checkpoint stays. Of an open one the last stays, and newer ones: the event
+        that names them may be on its way to the log.
+        """
         for stored in await until_done(partial(self._objects.list, folder(training.id)), WHO):
             made_by = stored.key.split("/")[2]
-            if made_by.isdecimal() and int(made_by) <= attempt and stored.key != kept:
+            if made_by.isdecimal() and int(made_by) <= attempt and not _is_needed(training, stored.key):
                 await until_done(partial(self._objects.delete, stored.key), WHO)
 
     async def cancel(self, training: Training, worker_id: str) -> Event:
@@ -319,6 +320,11 @@ class Learning:
         except ConflictError as error:
             raise AttemptError(f"{error} Ask for the training again with another adapter_version.") from error
         return id_
+
+
+def _is_needed(training: Training, key: str) -> bool:
+    step = key.rpartition("/")[2].removesuffix(".safetensors")
+    return training.is_open and step.isdecimal() and int(step) >= training.step
 
 
 def curve(points: Sequence[dict[str, float]]) -> tuple[CurvePoint, ...]:

@@ -211,4 +211,6 @@ class _Shown:
             self._tasks[point.stage] = self._progress.add_task(point.stage, total=point.steps, figures="")
         known = [f"{SHOWN[name]} {value:.3f}" for name, value in (point.figures or {}).items() if name in SHOWN]
         task = self._tasks[point.stage]
-        self._progress.update(task, completed=point.step, **({"figures": " · ".join(known)} if known else {}))
+        self._progress.update(task, completed=point.step)
+        if known:
+            self._progress.update(task, figures=" · ".join(known))

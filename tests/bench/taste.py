@@ -41,7 +41,8 @@ RATE: Final = NANO.sample_rate
 
 def _spectra(sound: Sound, window: int, hop: int) -> Sound:
     frames = np.lib.stride_tricks.sliding_window_view(sound, window)[::hop]
-    return np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)).astype(np.float32)
+    spectra: Sound = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)).astype(np.float32)
+    return spectra
 
 
 def brightness(sound: Sound) -> float:

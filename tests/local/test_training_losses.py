@@ -121,10 +121,10 @@ def test_dpo_is_what_it_is_by_hand(network: Network) -> None:
         )
     states, mask = network.texts(PROMPTS)
     sides = [torch.from_numpy(side) for side in (chosen, rejected)]
-    own = [losses.log_probabilities(network.logits(side, states, mask), side) for side in sides]
+    now = [losses.log_probabilities(network.logits(side, states, mask), side) for side in sides]
     with network.base():
         base = [losses.log_probabilities(network.logits(side, states, mask), side) for side in sides]
-    found = losses.dpo(losses.margins(*own, *base), beta, smoothing, torch.tensor(weights))
+    found = losses.dpo(losses.margins(*now, *base), beta, smoothing, torch.tensor(weights))
     assert float(found.detach()) == pytest.approx(total / sum(weights), rel=1e-5)
 
 

@@ -199,9 +199,8 @@ async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts,
     given = await when(parts, id_, "queued")
     assert (given.failures, given.checkpoint is not None) == (0, True)
     assert children() == []
-    [stored] = await parts.objects.list(folder(id_))
     assert given.checkpoint is not None
-    assert stored.key == given.checkpoint.storage_path
+    assert given.checkpoint.storage_path in [stored.key for stored in await parts.objects.list(folder(id_))]
     async with trainers(parts, data):
         ended = await when(parts, id_, "completed", "failed")
     assert (ended.status, ended.attempt, len(ended.curve)) == ("completed", 2, 40)

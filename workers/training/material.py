@@ -88,9 +88,8 @@ def gather(
         left_out=left_out,
     )
     # As many of the needed may be held out as was asked for.
-    _check_count(
-        config, examples, len(found.pairs) + len(found.held_pairs) + len(found.pieces + found.held_pieces), left_out
-    )
+    count = sum(map(len, (found.pairs, found.held_pairs, found.pieces, found.held_pieces)))
+    _check_count(config, examples, count, left_out)
     return found
 
 

@@ -26,7 +26,7 @@ class Network:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", *, channels: int | None = None) -> None:
         """`channels` is of the noise model alone. Raises TrainingError for a model that cannot be loaded."""
-        library.set_verbosity_error()
+        library.set_verbosity_error()  # type: ignore[no-untyped-call]
         self.model: Model = checkpoint.model
         self.device = torch.device(device)
         try:

@@ -68,7 +68,7 @@ class Sft:
     def loss(self, step: int, part: int) -> tuple[torch.Tensor, Figures]:
         dice = _dice(self._config, step, part)
         pieces = _drawn(self._pieces, self._config.batch, dice)
-        likely = _likely(self._network, pieces, dice.random(len(pieces)) >= self._config.text_dropout)
+        likely = _likely(self._network, pieces, _kept(dice, len(pieces), self._config))
         loss = losses.sft(likely)
         return loss, {"loss": float(loss.detach())}
 
@@ -181,7 +181,7 @@ class TasteObjective:
     def loss(self, step: int, part: int) -> tuple[torch.Tensor, Figures]:
         dice = _dice(self._config, step, part)
         pieces = _drawn(self._own, self._config.batch, dice)
-        logits, base, slopes = self._forced(pieces, dice.random(len(pieces)) >= self._config.text_dropout)
+        logits, base, slopes = self._forced(pieces, _kept(dice, len(pieces), self._config))
         loss, figures = self._taste.loss(step, logits, base, slopes)
         return loss, {"loss": float(loss.detach()), **figures}
 
@@ -260,6 +260,12 @@ def _figures(listener: Listener) -> Figures:
 
 def _dice(config: Config, step: int, part: int) -> np.random.Generator:
     return np.random.default_rng([config.seed, step, part])
+
+
+def _kept(dice: np.random.Generator, count: int, config: Config) -> list[bool]:
+    """Which clips keep their prompt."""
+    kept: list[bool] = (dice.random(count) >= config.text_dropout).tolist()
+    return kept
 
 
 def _drawn(items: Sequence, count: int, dice: np.random.Generator) -> list:  # type: ignore[type-arg]

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from asyncio import StreamReader
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -66,7 +66,7 @@ class Died(Exception):  # noqa: N818
     """The process ended without saying how; the message has its last words."""
 
 
-async def train(order: Order, at: Path) -> AsyncIterator[Said]:
+async def train(order: Order, at: Path) -> AsyncGenerator[Said, None]:
     """What the process says, to its end. Raises Died. Closed early, it returns once the process has kept a checkpoint
     and ended, or was killed.
     """
@@ -88,7 +88,7 @@ async def train(order: Order, at: Path) -> AsyncIterator[Said]:
     try:
         ended = False
         while line := await out.readline():
-            said: Said = msgspec.json.decode(line, type=Said)  # type: ignore[arg-type]
+            said: Said = msgspec.json.decode(line, type=Said)
             ended = isinstance(said, Ended | Refused)
             yield said
         await process.wait()
@@ -124,9 +124,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     parent = os.getppid()
+    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
     with suppress(OSError):
         os.nice(NICENESS)
-    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
     try:
         _say(_carried_out(order, lambda: bool(stopped) or os.getppid() != parent))
     except BrokenPipeError:

@@ -32,8 +32,8 @@ from workers.training.standing import FILE, Standing
 CLIPPED_TO: Final = 1.0
 BETAS: Final = (0.9, 0.99)
 WORTHLESS: Final = (
-    "Nothing learnt: on held-out prompts no evaluation was better than the base model's. No adapter was made. Rate more "
-    "clips, or train with a smaller learning rate."
+    "Nothing learnt: on held-out prompts no evaluation was better than the base model's. No adapter was made. Rate "
+    "more clips, or train with a smaller learning rate."
 )
 FLOOR: Final = 0.1  # of the learning rate, at the end
 
