@@ -31,10 +31,12 @@ def build(*, seed: int = 0, channels: int = 1) -> tuple[MusicgenForConditionalGe
             head.weight.mul_(20)
         for layer in network.audio_encoder.quantizer.layers:
             layer.codebook.embed.normal_()
-        # Random biases would drown the codes in the same hum in every clip.
-        for name, parameter in network.audio_encoder.decoder.named_parameters():
-            if "bias" in name:
-                parameter.zero_()
+        # Random biases would drown the codes in the same hum in every clip, and every clip in the same codes.
+        for part in (network.audio_encoder.decoder, network.audio_encoder.encoder):
+            for name, parameter in part.named_parameters():
+                if "bias" in name:
+                    parameter.zero_()
+        network.audio_encoder.encoder.layers[-1].conv.parametrizations.weight.original0.mul_(100)
         network.audio_encoder.decoder.layers[-1].conv.parametrizations.weight.original0.mul_(8)
     network.generation_config.update(pad_token_id=CODES, bos_token_id=CODES, decoder_start_token_id=CODES)
     return network.eval(), tokenizer
