@@ -69,7 +69,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     splits: dict[Any, int]
     agreement: Agreement
     judgements: int
-    left_out: dict[Reason, int]
+    left_out: dict[str, int]
 
 
 class Replay:
@@ -141,7 +141,7 @@ class Replay:
             splits=dict(sorted(splits.items())),
             agreement=raters.agreement(),
             judgements=taken,
-            left_out={reason: number for reason, number in sorted(self._left_out.items()) if number},
+            left_out={str(reason): number for reason, number in sorted(self._left_out.items()) if number},
         )
 
     def _fold(self, topic: str, records: Sequence[Recorded]) -> None:
