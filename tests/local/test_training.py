@@ -156,9 +156,10 @@ def test_held_out_prompts_are_not_learnt_from(cache: Path, tmp_path: Path) -> No
         folder = write_pairs(tmp_path / f"data{number}", 20)
         held = [(sound(bright=not flipped, seed=90 + n), sound(bright=flipped, seed=95 + n)) for n in range(4)]
         dataset.pairs(folder, [f"other {n}" for n in range(4)], held, split="test")
-        rows = (folder / "data/test/metadata.jsonl").read_text().replace('"p', '"held-')
+        rows = (folder / "data/test/metadata.jsonl").read_text().replace('"prompt_id": "p', '"prompt_id": "held-')
         (folder / "data/test/metadata.jsonl").write_text(rows)
         result = training(folder, tmp_path / f"out{number}", cache, "dpo", evaluate_every=4).run()
+        assert result.left_out == []
         sums.append(result.curve[-1])
     assert sums[0]["loss"] == sums[1]["loss"]
     assert sums[0]["held_out_loss"] != sums[1]["held_out_loss"]
