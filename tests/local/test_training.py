@@ -159,6 +159,7 @@ def test_held_out_prompts_are_not_learnt_from(cache: Path, tmp_path: Path) -> No
         rows = (folder / "data/test/metadata.jsonl").read_text().replace('"prompt_id": "p', '"prompt_id": "held-')
         (folder / "data/test/metadata.jsonl").write_text(rows)
         result = training(folder, tmp_path / f"out{number}", cache, "dpo", evaluate_every=4).run()
+        assert result.left_out == []
         sums.append(result.curve[-1])
     assert sums[0]["loss"] == sums[1]["loss"]
     assert sums[0]["held_out_loss"] != sums[1]["held_out_loss"]
