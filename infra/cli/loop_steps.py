@@ -55,10 +55,8 @@ class Loop:
         if studio.notice:
             self._terminal.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
         self._save()
-        whose = f"a simulated listener, {self._options.simulate}" if self._listener else self._options.user
-        self._say(
-            f"Turn {self._turn.id} in {self._folder.path}, for {whose}. Stop at any time: the same command goes on."
-        )
+        whose = self._options.user if self._is_person else f"a simulated listener ({self._options.simulate})"
+        self._say(f"Turn {self._turn.id} in {self._folder.path}, for {whose}. The same command goes on where it stopped.")
         if self._turn.dataset_id is None:
             await self._submit()
             if not await self._collect():
