@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import replace
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -27,6 +26,7 @@ Outcome: TypeAlias = Literal["tested", "nothing_learnt", "stopped"]
 POLL_SECONDS: Final = 0.5
 LONELY_SECONDS: Final = 20.0  # without a trainer
 HEARD_IN_REPORT: Final = 6
+GONE: Final = 404
 FIGURES: Final = {"loss": "loss", "gain": "expected reward", "kl": "KL a code", "held_out_accuracy": "held-out pairs"}
 T = TypeVar("T")
 
@@ -56,7 +56,10 @@ class Loop:
             self._terminal.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
         self._save()
         whose = self._options.user if self._is_person else f"a simulated listener ({self._options.simulate})"
-        self._say(f"Turn {self._turn.id} in {self._folder.path}, for {whose}. The same command goes on where it stopped.")
+        self._say(
+            f"Turn {self._turn.id} in {self._folder.path}, for {whose}. Stop it at any time: the same command goes on."
+        )
+        await self._check_studio()
         if self._turn.dataset_id is None:
             await self._submit()
             if not await self._collect():
@@ -71,6 +74,20 @@ class Loop:
         is_heard = await self._vote()
         await self._end(report, self._turn.ab_test_id)
         return "tested" if is_heard else self._stopped("the blind test")
+
+    async def _check_studio(self) -> None:
+        """Raises ClientError for another studio than the one that the turn was begun at."""
+        if not self._turn.jobs:
+            return
+        try:
+            await self._get(f"/jobs/{self._turn.jobs[0]}")
+        except RefusedError as error:
+            if error.status != GONE:
+                raise
+            raise ClientError(
+                f"The turn in {self._folder.path} was begun at another studio: {error} Name that one with --url, or "
+                "begin another turn with --folder."
+            ) from None
 
     async def _submit(self) -> None:
         options, turn = self._options, self._turn
@@ -97,6 +114,7 @@ class Loop:
                 await self._give(number, known.body)
         left = [number for number in range(len(turn.jobs)) if number not in turn.judged]
         if not left:
+            self._mark("preferences")
             return True
         self._say(f"2. Preferences: {len(left)} pairs to compare.")
         async with self._judge.listening() as compare:
@@ -131,8 +149,15 @@ class Loop:
     async def _give(self, number: int, body: dict[str, Any]) -> None:
         """It was written down before, so that it is sent again as it was."""
         key = self._turn.key("answer", number)
-        await self._patiently(lambda: self._client.post("/feedback", body, dict[str, Any], key))
-        self._turn.judged[number] = replace(self._turn.judged[number], is_sent=True)
+        judgement = Judgement(body=body, is_sent=True)
+        try:
+            await self._patiently(lambda: self._client.post("/feedback", body, dict[str, Any], key))
+        except RefusedError as error:
+            if error.status != GONE:
+                raise
+            self._say(f"   Pair {number + 1} is left out: {error}", "yellow")
+            judgement = Judgement(body=None)
+        self._turn.judged[number] = judgement
         self._save()
 
     def _check_decided(self) -> None:
@@ -286,9 +311,7 @@ class Loop:
         try:
             await asyncio.to_thread(file.write_text, page, encoding="utf-8")
         except OSError as error:
-            raise ClientError(
-                f"{file} cannot be written: {error.strerror}. Choose another with --report."
-            ) from None
+            raise ClientError(f"{file} cannot be written: {error.strerror}. Choose another with --report.") from None
         self._say(f"Report: {file}", "bold")
 
     async def _clips(self, test: dict[str, Any]) -> list[Clips]:

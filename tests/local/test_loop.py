@@ -173,7 +173,7 @@ def test_the_state_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> No
             pass
     for content in (b"", b"\xff", b"[]", msgspec.json.encode(turn)[:-9]):
         (folder.path / FILE).write_bytes(content)
-        with pytest.raises(ClientError, match="cannot be read: .* Name another folder"):
+        with pytest.raises(ClientError, match="cannot be read"):
             folder.read()
 
 
@@ -269,7 +269,9 @@ def test_the_report_runs_nothing_and_loads_nothing() -> None:
 
 
 def test_a_curve_is_drawn_of_what_was_measured() -> None:
-    points = [{"step": float(step), "loss": 1 / step, **({"held_out_loss": 0.5} if step == 2 else {})} for step in (1, 2)]
+    points = [
+        {"step": float(step), "loss": 1 / step, **({"held_out_loss": 0.5} if step == 2 else {})} for step in (1, 2)
+    ]
     [drawn] = curves(points)
     assert drawn.count("<polyline") == 2
     assert "Loss over the steps" in drawn
