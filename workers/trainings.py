@@ -351,4 +351,5 @@ def _described(result: Result) -> dict[str, str | float | bool | None]:
         "dataset_positions": msgspec.json.encode(positions).decode()[:1_000],
         "dataset_rows": result.dataset.get("rows"),
         "weights_sha256": result.sha256,
+        **({"hears": ", ".join(each["words"] for each in result.hears)[:1_000]} if result.hears else {}),
     }

@@ -136,9 +136,9 @@ class StudioClient:
     async def get(self, path: str) -> dict[str, Any]:
         return await self._call("GET", path, dict[str, Any])
 
-    async def post(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
-        """Safe to repeat, as its answer may be lost. Raises RefusedError."""
-        return await self._call("POST", path, kind, json=body, headers={"Idempotency-Key": str(uuid4())})
+    async def post(self, path: str, body: dict[str, Any], kind: type[T], key: str | None = None) -> T:
+        """Safe to repeat, as its answer may be lost; with `key` in a later process too. Raises RefusedError."""
+        return await self._call("POST", path, kind, json=body, headers={"Idempotency-Key": key or str(uuid4())})
 
     async def upload(self, path: str, fields: dict[str, str], files: Mapping[str, BinaryIO], kind: type[T]) -> T:
         """Sends a form. The same one twice must be the same to the studio."""
@@ -148,6 +148,9 @@ class StudioClient:
         """None where the studio has nothing more to give."""
         response = await self._send("GET", path, params=parameters)
         return None if response.status_code == httpx.codes.NO_CONTENT else self._decoded(response, kind)
+
+    async def content(self, path: str) -> bytes:
+        return (await self._send("GET", path)).content
 
     def address(self, path: str) -> str:
         """Where a browser finds it."""

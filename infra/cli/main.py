@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "generate": "generate.command",
     "learn": "learn.learn",
     "listen": "listen.command",
+    "loop": "loop.command",
     "models": "models.models",
     "project": "studio.project",
     "purge": "purge.purge",

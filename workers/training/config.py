@@ -47,6 +47,8 @@ DEFAULTS: Final[Mapping[Method, Config]] = {
     "dpo": Config(method="dpo", steps=100, learning_rate=3e-4, batch=6),
     "sft": Config(method="sft", steps=100, learning_rate=5e-4),
 }
+# How many pairs, or clips for sft, a method needs.
+LEAST: Final[Mapping[str, int]] = {"sft": 8, "dpo": 16, "taste": 24}
 # Of each number the smallest and the largest that make sense.
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "steps": (1, 100_000),

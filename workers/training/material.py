@@ -7,7 +7,7 @@ import torch
 from msgspec import Struct
 
 from workers.training.codes import Codes
-from workers.training.config import Config
+from workers.training.config import LEAST, Config
 from workers.training.errors import TrainingError
 from workers.training.examples import NAMED, Clip, Examples, Pair, sound
 from workers.training.features import Ear
@@ -15,7 +15,6 @@ from workers.training.listener import TIMBRE
 from workers.training.network import Network
 from workers.training.preference import folds
 
-LEAST: Final[Mapping[str, int]] = {"sft": 8, "dpo": 16, "taste": 24}
 SHORTEST_SECONDS: Final = 0.5
 SHARE_KEPT: Final = 0.5
 T = TypeVar("T", Pair, Clip)
