@@ -59,7 +59,8 @@ def bass(sound: Sound) -> float:
 
 def _flux(sound: Sound, low: int = 0) -> Sound:
     levels = np.log(_spectra(sound, 512, 160)[:, low:] + 1e-2)
-    return np.maximum(0, np.diff(levels, axis=0)).sum(1)
+    flux: Sound = np.maximum(0, np.diff(levels, axis=0)).sum(1)
+    return flux
 
 
 def onsets(sound: Sound) -> float:
