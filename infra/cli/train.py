@@ -1,4 +1,4 @@
-"""Trains an adapter from an exported dataset's folder, on this machine and without a studio."""
+"""Trains an adapter from a dataset, on this machine."""
 
 import os
 import signal
@@ -13,8 +13,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from domain.models import NANO, NOISE
 from infra.cli.console import Folder, console, or_exit
+from infra.cli.console import run as run_async
+from infra.cli.dataset import url_option, write
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
+from workers.training import examples
 from workers.training.config import DEFAULTS, METHODS, Config, config
 from workers.training.errors import TrainingError
 
@@ -41,7 +44,9 @@ def default_help(name: str) -> str:
 
 
 @click.command("train")
-@click.option("--data", required=True, type=Folder(), help="The folder of an exported dataset.")
+@click.option("--data", type=Folder(), help="The folder of an exported dataset.")
+@click.option("--dataset", "dataset_id", metavar="ID", help="A dataset of a running studio, which is exported first.")
+@url_option
 @click.option("--method", default="taste", show_default=True, type=click.Choice(METHODS), help="How to learn.")
 @click.option("--output", required=True, type=Folder(), help="Where the adapter and the checkpoints are put.")
 @click.option("--base-model", help="nano, a folder, or a name of the hub.  [default: the model that made the clips]")
@@ -61,14 +66,41 @@ def default_help(name: str) -> str:
 @click.option(
     "--label-smoothing", type=float, help=f"Of dpo: the share of wrong pairs.  {default_help('label_smoothing')}"
 )
-def command(data: Path, method: str, output: Path, base_model: str | None, **given: Any) -> None:
-    """Train a LoRA adapter from an exported dataset.
+def command(
+    *,
+    data: Path | None,
+    dataset_id: str | None,
+    url: str,
+    method: str,
+    output: Path,
+    base_model: str | None,
+    **given: Any,
+) -> None:
+    """Train a LoRA adapter from a dataset. Name its folder by --data, or a running studio's by --dataset.
 
     Ctrl-C keeps a checkpoint; the same command goes on from it. The exit code is 3 when the data teach nothing.
     """
     run = {name: given.pop(name) for name in ("device", "threads", "checkpoint_minutes")}
     chosen = {name: value for name, value in given.items() if value is not None}
-    sys.exit(or_exit(lambda: _train(config(method, chosen), data, output, base_model, **run)))
+    if data is not None and dataset_id is not None:
+        raise click.UsageError("--data and --dataset both name a dataset. Give one of them.")
+    if dataset_id is not None:
+        data = output / "dataset"
+        _export(url, dataset_id, data)
+    if data is None:
+        raise click.UsageError("There is no dataset. Give --data FOLDER, or --dataset ID and the studio's --url.")
+    found = data
+    sys.exit(or_exit(lambda: _train(config(method, chosen), found, output, base_model, **run)))
+
+
+def _export(url: str, dataset_id: str, folder: Path) -> None:
+    """Once: a training that goes on has to find what it began with."""
+    if (folder / examples.MANIFEST).exists():
+        there = or_exit(lambda: examples.read_manifest(folder)).dataset_id
+        if there != dataset_id:
+            raise click.UsageError(f"{folder} has the dataset {there}, not {dataset_id}. Choose another --output.")
+        return
+    run_async(lambda: write(url, dataset_id, folder, None))
 
 
 def _train(
@@ -82,8 +114,6 @@ def _train(
     checkpoint_minutes: float,
 ) -> int:
     """The exit code."""
-    from workers.training import examples
-
     name = base_model or examples.base_model(examples.read(data))
     try:
         model = resolve(ALIASES.get(name, name))

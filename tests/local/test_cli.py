@@ -28,7 +28,7 @@ def text2song(
         input=sent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

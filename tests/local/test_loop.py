@@ -99,6 +99,16 @@ def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doub
     for id_ in (turn["dataset_id"], turn["training_id"], turn["adapter_id"], turn["ab_test_id"]):
         assert id_ in page
 
+    train = ("train", "--url", own.url, "--method", "sft", "--steps", "2", "--output", "mine", "--dataset")
+    trained = text2song(*train, turn["dataset_id"], cwd=tmp_path)
+    assert trained.returncode in {0, 3}, trained.stdout + trained.stderr
+    manifest = json.loads((tmp_path / "mine/dataset/manifest.json").read_text())
+    assert manifest["dataset_id"] == turn["dataset_id"]
+    assert json.loads((tmp_path / "mine/training.json").read_text())["dataset"]["digest"] == manifest["digest"]
+    another = text2song(*train, "another", cwd=tmp_path)
+    assert another.returncode == 2
+    assert "Choose another --output" in " ".join(another.stderr.replace("│", " ").split())
+
     again = text2song(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert total(own, "/jobs") == 16 + 2 * 2
@@ -139,6 +149,14 @@ def test_mistakes_are_answered_with_a_sentence(
     assert done.returncode == code, done.stderr
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_training_needs_one_dataset(tmp_path: Path) -> None:
+    for named in ((), ("--data", "here", "--dataset", "there")):
+        done = text2song("train", "--output", "mine", *named, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "--dataset" in done.stderr
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_request_that_the_studio_refuses_ends_the_turn_with_its_sentence(own: Running, tmp_path: Path) -> None:

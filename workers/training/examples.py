@@ -102,7 +102,7 @@ class Examples(Struct, frozen=True, kw_only=True):
 
 def read(folder: Path) -> Examples:
     """Reads all but the sound. Raises TrainingError for a folder that is no export, or has no rows."""
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     left_out: list[str] = []
     rows = {split: list(_rows(folder, split, left_out)) for split in SPLITS}
     if not rows["train"]:
@@ -167,7 +167,7 @@ def sound(folder: Path, clip: Clip, sample_rate: int, channels: int) -> NDArray[
     return np.ascontiguousarray(pcm.T)
 
 
-def _manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     way_out = "Name a folder that `text2song dataset export` or an unpacked export has made."
     try:
