@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Awaitable, Sequence
 
 import pytest
@@ -33,6 +34,19 @@ async def test_an_object_comes_back_as_it_was_put(objects: ObjectStore, data: by
     assert (info.key, info.size) == ("samples/job/1/0.flac", len(data))
     assert await objects.stat("samples/job/1/0.flac") == info
     assert await content(objects, "samples/job/1/0.flac") == data
+
+
+@pytest.mark.parametrize("size", [0, 200_000, LARGE], ids=["empty", "many chunks", "many parts"])
+async def test_a_file_is_put_whole_wherever_it_was_read_to(objects: ObjectStore, size: int) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+        info = await objects.put_file("lists/long", file)
+        file.seek(0)
+        whole = file.read()
+        assert (info.key, info.size) == ("lists/long", size)
+        assert await content(objects, "lists/long") == whole
+        assert await objects.put_file("lists/long", file, replace=False) == info
+        assert await keys(objects) == ["lists/long"]
 
 
 @pytest.mark.parametrize(
