@@ -121,7 +121,8 @@ class Learning:
         self._objects = objects
         self._views = StoredViews(store, folded)
         self._datasets = datasets
-        self._place = place
+        # The process that trains has another working directory.
+        self._place = place.absolute()
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
 

@@ -1,5 +1,6 @@
 """`text2song loop` against a whole studio, with a simulated listener, killed in the middle and gone on with."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -14,15 +15,22 @@ import numpy as np
 import pytest
 import soundfile
 
+from api.app import create_app
+from api.http.hosts import AllowedHosts
 from infra.cli import loop_prompts
 from infra.cli.client import ClientError, StudioClient
 from infra.cli.listener import TASTES, Listener
 from infra.cli.loop import TASTES as OFFERED
+from infra.cli.loop_listening import Person as Listening
 from infra.cli.loop_picture import curves
 from infra.cli.loop_report import Clips, Told, report
 from infra.cli.loop_state import FILE, Folder, Judgement, Options, Turn, gone_on
+from infra.cli.loop_steps import Loop
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
+from tests.local.engine import ScriptedEngine
+from tests.local.parts import Parts
+from tests.local.terminal import Person, player, served
 from tests.local.test_cli import text2song
 
 OPTIONS = Options(
@@ -266,6 +274,60 @@ def test_the_report_runs_nothing_and_loads_nothing() -> None:
     assert not {"script", "link", "img", "iframe"} & set(tags)
     assert all(address.startswith("data:audio/mpeg;base64,") for address in addresses)
     assert page.count("&lt;script&gt;") == 3
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Iterator[Person]:
+    sitting = Person(tmp_path)
+    yield sitting
+    sitting.close()
+
+
+async def test_a_person_compares_pairs_at_a_terminal_stops_and_goes_on(
+    parts: Parts, person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, setting in player(tmp_path).items():
+        monkeypatch.setenv(name, setting)
+    folder, report_file = Folder(tmp_path / "turn"), tmp_path / "loop.html"
+    turn = Turn.begun(msgspec.structs.replace(OPTIONS, pairs=2, simulate=None, user="ann"))
+
+    def going(url: str, turn: Turn) -> "asyncio.Task[str]":
+        async def go() -> str:
+            async with StudioClient(url) as client:
+                judge = Listening(person.terminal, client, person.fd)
+                return await Loop(person.terminal, client, folder, turn, judge).run(report_file)
+
+        return asyncio.create_task(go())
+
+    async with served(create_app(parts.services, AllowedHosts())) as url, parts.working(ScriptedEngine()):
+        with folder.held():
+            turning = going(url, turn)
+            await person.sees("two clips of 1 s for each of 2 prompts", "Pair 1 of 2", "playing left")
+            person.press("d")
+            await person.sees("Pair 2 of 2", "playing right")
+            person.press("q")
+            assert await turning == "stopped"
+            await person.sees("Stopped in the middle of the pairs; the same command goes on.")
+            kept = folder.read()
+            assert kept is not None
+            [first] = (await parts.http.get("/feedback")).json()["items"]
+            assert (first["verdict"], first["user_id"]) == ("preferred", "ann")
+            heard = (await parts.http.get(f"/jobs/{kept.jobs[0]}")).json()["sample_ids"]
+            assert [first["preferred_over"], first["audio_id"]] == heard
+            assert first["heard_first"] == heard[0]
+
+            # As if the process had been killed between writing an answer down and sending it.
+            kept.judged[0] = Judgement(body=kept.judged[0].body)
+            turning = going(url, kept)
+            await person.sees("1 pairs to compare", "Pair 2 of 2", "playing right")
+            person.press("t")
+            with pytest.raises(ClientError, match="1 pairs say which clip is better, and dpo learns from 16 or more"):
+                await turning
+            assert (await parts.http.get("/feedback")).json()["total"] == 2
+
+            kept.jobs[0] = "elsewhere"
+            with pytest.raises(ClientError, match="was begun at another studio: There is no job 'elsewhere'"):
+                await going(url, kept)
 
 
 def test_a_curve_is_drawn_of_what_was_measured() -> None:

@@ -75,7 +75,7 @@ async def trainers(
                 parts.objects,
                 parts.host,
                 BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
-                place=parts.folder / f"trainer{number}",
+                place=Path(os.path.relpath(parts.folder / f"trainer{number}")),
                 **found,
             ).run()
         )
