@@ -18,21 +18,29 @@ import soundfile
 
 from api.app import create_app
 from api.http.hosts import AllowedHosts
+from domain.contract.datasets import BUILT, CREATED
+from domain.contract.trainings import COMPLETED
+from domain.events.datasets import DatasetStarted
+from domain.events.trainings import TrainingRequested, TrainingStarted
 from infra.cli import loop_prompts
 from infra.cli.client import ClientError, StudioClient
 from infra.cli.listener import TASTES, Listener
 from infra.cli.loop import TASTES as OFFERED
 from infra.cli.loop_listening import Person as Listening
+from infra.cli.loop_listening import Simulated
 from infra.cli.loop_picture import curves
 from infra.cli.loop_report import Clips, Told, report
 from infra.cli.loop_state import FILE, Folder, Judgement, Options, Turn, gone_on
 from infra.cli.loop_steps import Loop
+from tests import adapter as made_adapter
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
 from tests.local.terminal import Person, player, served
 from tests.local.test_cli import text2song
+from tests.local.test_reactions import reacting
+from workers.ab_tests import ABTestReaction
 
 OPTIONS = Options(
     pairs=24,
@@ -342,6 +350,50 @@ async def test_a_person_compares_pairs_at_a_terminal_stops_and_goes_on(
             kept.jobs[0] = "elsewhere"
             with pytest.raises(ClientError, match="was begun at another studio: There is no job 'elsewhere'"):
                 await going(url, kept)
+
+
+async def test_a_trained_adapter_is_tested_blindly_and_told_of(parts: Parts, person: Person, tmp_path: Path) -> None:
+    """From the training's end on; the turn begins there once more, and casts no second vote."""
+    adapter = (await parts.http.post("/adapters", **made_adapter.form())).json()["id"]
+    await parts.journal.append(
+        msgspec.structs.replace(CREATED, dataset_id="d1", kind="preference", request_digest=None),
+        DatasetStarted(dataset_id="d1", attempt=1, worker_id="gone"),
+        msgspec.structs.replace(BUILT, dataset_id="d1", items="datasets/d1/list.jsonl"),
+    )
+    await parts.journal.append(
+        TrainingRequested(
+            training_id="t1", dataset_id="d1", method="dpo", adapter_name="jazz", adapter_version="1.0.0"
+        ),
+        TrainingStarted(training_id="t1", attempt=1, worker_id="gone"),
+        msgspec.structs.replace(COMPLETED, training_id="t1", adapter_id=adapter),
+    )
+    await parts.host.caught_up(10)
+    turn = Turn.begun(OPTIONS)
+    turn.dataset_id, turn.training_id = "d1", "t1"
+    folder, report_file = Folder(tmp_path / "turn"), tmp_path / "loop.html"
+    reaction = ABTestReaction(parts.journal, parts.store)
+    async with (
+        served(create_app(parts.services, AllowedHosts())) as url,
+        reacting(parts, reaction),
+        parts.working(ScriptedEngine()),
+    ):
+        for _ in range(2):
+            with folder.held():
+                async with StudioClient(url) as client:
+                    judge = Simulated(client, Listener("brighter", 0.0, 1))
+                    assert await Loop(person.terminal, client, folder, turn, judge).run(report_file) == "tested"
+                kept = folder.read()
+            assert kept is not None
+            turn = kept
+            assert turn.ab_test_id is not None
+            test = (await parts.http.get(f"/ab-tests/{turn.ab_test_id}")).json()
+            assert (test["adapter_a"], test["adapter_b"], test["pairs_generated"]) == (None, adapter, 2)
+            results = (await parts.http.get(f"/ab-tests/{turn.ab_test_id}/results")).json()
+            assert (results["cast"], results["voters"]) == (2, 1)
+            page = report_file.read_text(encoding="utf-8")
+            assert page.count("data:audio/mpeg") == 4
+            assert all(id_ in page for id_ in ("d1", "t1", adapter, turn.ab_test_id))
+        assert (await parts.http.get("/ab-tests")).json()["total"] == 1
 
 
 def test_a_curve_is_drawn_of_what_was_measured() -> None:
