@@ -105,7 +105,8 @@ class Learning:
         self._store = store
         self._datasets = datasets
         self._register_adapter = register
-        self._place = place
+        # The process that trains has another working directory.
+        self._place = place.absolute()
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
 

@@ -1,10 +1,12 @@
 """`text2song loop` against a whole studio, with a simulated listener, killed in the middle and gone on with."""
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,31 @@ import numpy as np
 import pytest
 import soundfile
 
+from api.app import create_app
+from api.http.hosts import AllowedHosts
+from domain.contract.datasets import BUILT, CREATED
+from domain.contract.trainings import COMPLETED
+from domain.events.datasets import DatasetStarted
+from domain.events.trainings import TrainingRequested, TrainingStarted
 from infra.cli import loop_prompts
 from infra.cli.client import ClientError, StudioClient
 from infra.cli.listener import TASTES, Listener
 from infra.cli.loop import TASTES as OFFERED
+from infra.cli.loop_listening import Person as Listening
+from infra.cli.loop_listening import Simulated
 from infra.cli.loop_picture import curves
 from infra.cli.loop_report import Clips, Told, report
 from infra.cli.loop_state import FILE, Folder, Judgement, Options, Turn, gone_on
+from infra.cli.loop_steps import Loop
+from tests import adapter as made_adapter
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
+from tests.local.engine import ScriptedEngine
+from tests.local.parts import Parts
+from tests.local.terminal import Person, player, served
 from tests.local.test_cli import text2song
+from tests.local.test_reactions import reacting
+from workers.ab_tests import ABTestReaction
 
 OPTIONS = Options(
     pairs=24,
@@ -47,6 +64,19 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.wait_until_ready()
     yield running
     assert running.stop() == 0, running.errors()
+
+
+def going_on(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A turn to its end, which is longer than other commands take."""
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def turned(folder: Path) -> dict[str, Any]:
@@ -73,14 +103,17 @@ def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doub
     )
     for is_reached in reached:
         process = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *command], cwd=tmp_path, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "infra.cli", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.DEVNULL,
         )
         try:
             eventually_sync(lambda: process.poll() is not None or is_reached(turned(tmp_path)))  # noqa: B023
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    done = text2song(*command, cwd=tmp_path)
+    done = going_on(command, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     turn = turned(tmp_path)
     assert set(turn["ended"]) == {"preferences", "dataset", "training", "test"}
@@ -109,7 +142,7 @@ def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doub
     assert another.returncode == 2
     assert "Choose another --output" in " ".join(another.stderr.replace("│", " ").split())
 
-    again = text2song(*command, cwd=tmp_path)
+    again = going_on(command, tmp_path)
     assert again.returncode == 0, again.stderr
     assert total(own, "/jobs") == 16 + 2 * 2
     other = text2song(*command, "--errors", "0.2", cwd=tmp_path)
@@ -118,12 +151,9 @@ def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doub
 
 
 def test_a_listener_who_guesses_teaches_nothing_and_the_turn_says_so(own: Running, tmp_path: Path) -> None:
-    """Every pair is of two clips that no taste tells apart, so that half of the answers are wrong."""
     before = total(own, "/ab-tests")
-    done = text2song(
-        "loop", "--url", own.url, "--simulate", "bass", "--errors", "0.5", "--pairs", "24", "--duration", "0.5",
-        "--seed", "1", "--report", "none.html", cwd=tmp_path,
-    )  # fmt: skip
+    command = ["loop", "--url", own.url, "--simulate", "bass", "--errors", "0.5", "--pairs", "24", "--duration", "0.5"]
+    done = going_on([*command, "--seed", "1", "--report", "none.html"], tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "Nothing learnt" in done.stdout
     assert "Nothing was learnt" in (tmp_path / "none.html").read_text(encoding="utf-8")
@@ -284,6 +314,104 @@ def test_the_report_runs_nothing_and_loads_nothing() -> None:
     assert not {"script", "link", "img", "iframe"} & set(tags)
     assert all(address.startswith("data:audio/mpeg;base64,") for address in addresses)
     assert page.count("&lt;script&gt;") == 3
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Iterator[Person]:
+    sitting = Person(tmp_path)
+    yield sitting
+    sitting.close()
+
+
+async def test_a_person_compares_pairs_at_a_terminal_stops_and_goes_on(
+    parts: Parts, person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, setting in player(tmp_path).items():
+        monkeypatch.setenv(name, setting)
+    folder, report_file = Folder(tmp_path / "turn"), tmp_path / "loop.html"
+    turn = Turn.begun(msgspec.structs.replace(OPTIONS, pairs=2, simulate=None, user="ann"))
+
+    def going(url: str, turn: Turn) -> "asyncio.Task[str]":
+        async def go() -> str:
+            async with StudioClient(url) as client:
+                judge = Listening(person.terminal, client, person.fd)
+                return await Loop(person.terminal, client, folder, turn, judge).run(report_file)
+
+        return asyncio.create_task(go())
+
+    async with served(create_app(parts.services, AllowedHosts())) as url, parts.working(ScriptedEngine()):
+        with folder.held():
+            turning = going(url, turn)
+            await person.sees("two clips of 1 s for each of 2 prompts", "Pair 1 of 2", "playing left")
+            person.press("d")
+            await person.sees("Pair 2 of 2", "playing right")
+            person.press("q")
+            assert await turning == "stopped"
+            await person.sees("Stopped in the middle of the pairs; the same command goes on.")
+            kept = folder.read()
+            assert kept is not None
+            [first] = (await parts.http.get("/feedback")).json()["items"]
+            assert (first["verdict"], first["user_id"]) == ("preferred", "ann")
+            heard = (await parts.http.get(f"/jobs/{kept.jobs[0]}")).json()["sample_ids"]
+            assert [first["preferred_over"], first["audio_id"]] == heard
+            assert first["heard_first"] == heard[0]
+
+            # As if the process had been killed between writing an answer down and sending it.
+            kept.judged[0] = Judgement(body=kept.judged[0].body)
+            turning = going(url, kept)
+            await person.sees("1 pairs to compare", "Pair 2 of 2", "playing right")
+            person.press("t")
+            with pytest.raises(ClientError, match="1 pairs say which clip is better, and dpo learns from 16 or more"):
+                await turning
+            assert (await parts.http.get("/feedback")).json()["total"] == 2
+
+            kept.jobs[0] = "elsewhere"
+            with pytest.raises(ClientError, match="was begun at another studio: There is no job 'elsewhere'"):
+                await going(url, kept)
+
+
+async def test_a_trained_adapter_is_tested_blindly_and_told_of(parts: Parts, person: Person, tmp_path: Path) -> None:
+    """From the training's end on; the turn begins there once more, and casts no second vote."""
+    adapter = (await parts.http.post("/adapters", **made_adapter.form())).json()["id"]
+    await parts.journal.append(
+        msgspec.structs.replace(CREATED, dataset_id="d1", kind="preference", request_digest=None),
+        DatasetStarted(dataset_id="d1", attempt=1, worker_id="gone"),
+        msgspec.structs.replace(BUILT, dataset_id="d1", items="datasets/d1/list.jsonl"),
+    )
+    await parts.journal.append(
+        TrainingRequested(
+            training_id="t1", dataset_id="d1", method="dpo", adapter_name="jazz", adapter_version="1.0.0"
+        ),
+        TrainingStarted(training_id="t1", attempt=1, worker_id="gone"),
+        msgspec.structs.replace(COMPLETED, training_id="t1", adapter_id=adapter),
+    )
+    await parts.host.caught_up(10)
+    turn = Turn.begun(OPTIONS)
+    turn.dataset_id, turn.training_id = "d1", "t1"
+    folder, report_file = Folder(tmp_path / "turn"), tmp_path / "loop.html"
+    reaction = ABTestReaction(parts.journal, parts.store)
+    async with (
+        served(create_app(parts.services, AllowedHosts())) as url,
+        reacting(parts, reaction),
+        parts.working(ScriptedEngine()),
+    ):
+        for _ in range(2):
+            with folder.held():
+                async with StudioClient(url) as client:
+                    judge = Simulated(client, Listener("brighter", 0.0, 1))
+                    assert await Loop(person.terminal, client, folder, turn, judge).run(report_file) == "tested"
+                kept = folder.read()
+            assert kept is not None
+            turn = kept
+            assert turn.ab_test_id is not None
+            test = (await parts.http.get(f"/ab-tests/{turn.ab_test_id}")).json()
+            assert (test["adapter_a"], test["adapter_b"], test["pairs_generated"]) == (None, adapter, 2)
+            results = (await parts.http.get(f"/ab-tests/{turn.ab_test_id}/results")).json()
+            assert (results["cast"], results["voters"]) == (2, 1)
+            page = report_file.read_text(encoding="utf-8")
+            assert page.count("data:audio/mpeg") == 4
+            assert all(id_ in page for id_ in ("d1", "t1", adapter, turn.ab_test_id))
+        assert (await parts.http.get("/ab-tests")).json()["total"] == 1
 
 
 def test_a_curve_is_drawn_of_what_was_measured() -> None:

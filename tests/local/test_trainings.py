@@ -76,7 +76,7 @@ async def trainers(
                 parts.objects,
                 BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
                 partial(register, parts.journal, StoredViews(parts.store, parts.host)),
-                place=parts.folder / f"trainer{number}",
+                place=Path(os.path.relpath(parts.folder / f"trainer{number}")),
                 **found,
             ).run()
         )
