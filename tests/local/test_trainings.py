@@ -63,6 +63,11 @@ async def parts(parts: Parts) -> Parts:
     return parts
 
 
+def relative(folder: Path) -> Path:
+    """As a data folder is by default; the process that trains has another working directory."""
+    return Path(os.path.relpath(folder))
+
+
 @contextlib.asynccontextmanager
 async def trainers(
     parts: Parts, data: Path | Exception | None = None, count: int = 1, **options: Any
@@ -76,7 +81,7 @@ async def trainers(
                 parts.objects,
                 BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
                 partial(register, parts.journal, StoredViews(parts.store, parts.host)),
-                place=Path(os.path.relpath(parts.folder / f"trainer{number}")),
+                place=relative(parts.folder / f"trainer{number}"),
                 **found,
             ).run()
         )
