@@ -74,7 +74,7 @@ def going_on(command: Sequence[str], folder: Path) -> subprocess.CompletedProces
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -93,8 +93,8 @@ def total(running: Running, path: str) -> int:
 def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doubled(
     own: Running, tmp_path: Path
 ) -> None:
-    command = ["loop", "--url", own.url, "--simulate", "brighter", "--method", "dpo", "--pairs", "16", "--seed", "3"]
-    command += ["--duration", "1", "--steps", "2", "--test-pairs", "2"]
+    command = ["loop", "--url", own.url, "--simulate", "brighter", "--method", "sft", "--pairs", "16", "--seed", "3"]
+    command += ["--duration", "1", "--steps", "20", "--test-pairs", "2"]
     reached = (
         lambda turn: len(turn.get("jobs", [])) >= 4,
         lambda turn: len(turn.get("judged", {})) >= 3,
@@ -109,7 +109,7 @@ def test_a_turn_that_is_killed_at_every_step_is_gone_on_with_and_nothing_is_doub
             stdout=subprocess.DEVNULL,
         )
         try:
-            eventually_sync(lambda: process.poll() is not None or is_reached(turned(tmp_path)))  # noqa: B023
+            eventually_sync(lambda: process.poll() is not None or is_reached(turned(tmp_path)), 900)  # noqa: B023
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -108,7 +108,7 @@ async def when(parts: Parts, id_: str, *statuses: str) -> Training:
         training = (await parts.store.get(TRAININGS, [id_])).get(id_)
         return training if training and training.status in statuses else None
 
-    found = await eventually(reached, 120)
+    found = await eventually(reached, 900)
     assert found is not None
     return found
 
@@ -177,7 +177,7 @@ async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_cu
         async def has_checkpoint() -> bool:
             return "training.checkpointed.v1" in await parts.history(killed, "trainings")
 
-        await eventually(has_checkpoint, 60)
+        await eventually(has_checkpoint, 900)
         for child in children():
             os.kill(child, signal.SIGKILL)
         ended = await when(parts, killed, "completed", "failed")
@@ -199,7 +199,7 @@ async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts,
         async def has_checkpoint() -> bool:
             return "training.checkpointed.v1" in await parts.history(id_, "trainings")
 
-        await eventually(has_checkpoint, 60)
+        await eventually(has_checkpoint, 900)
         await stop(*tasks)
     given = await when(parts, id_, "queued")
     assert (given.failures, given.checkpoint is not None) == (0, True)
@@ -218,7 +218,7 @@ async def test_a_running_training_is_cancelled_and_leaves_nothing(parts: Parts, 
         async def has_checkpoint() -> bool:
             return "training.checkpointed.v1" in await parts.history(id_, "trainings")
 
-        await eventually(has_checkpoint, 60)
+        await eventually(has_checkpoint, 900)
         answer = await parts.http.delete(f"/trainings/{id_}")
         assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
         await when(parts, id_, "cancelled")
