@@ -14,6 +14,8 @@ from uuid import NAMESPACE_URL, uuid5
 from msgspec import Struct
 from msgspec.structs import replace
 
+from domain import attempts
+from domain.attempts import MAX_FAILURES
 from domain.errors import ConflictError, Fault, InvalidError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.datasets import (
@@ -37,8 +39,7 @@ from domain.ports import View
 Status: TypeAlias = Literal["queued", "building", "built", "failed"]
 ExportStatus: TypeAlias = Literal["requested", "exported", "outdated", "failed"]
 OPEN: Final = frozenset({"queued", "building"})
-MAX_FAILURES: Final = 3
-MAX_LOST: Final = 5
+LIFE: Final = ("dataset", "building")
 FORMATS: Final[Mapping[Kind, tuple[Format, ...]]] = {
     "supervised": ("supervised", "unpaired"),
     "preference": ("preference", "unpaired"),
@@ -226,29 +227,19 @@ def _apply(dataset: Dataset, recorded: Recorded) -> Dataset | str:
     """The dataset after the event, or why the event is refused."""
     match recorded.event:
         case DatasetStarted(attempt=attempt, worker_id=worker_id):
-            if not dataset.is_open:
-                return f"the dataset is {dataset.status}"
-            if attempt != dataset.attempt + 1:
-                return f"attempt {attempt} is not the next one, attempt {dataset.attempt} is on record"
-            lost = dataset.lost + 1 if dataset.is_running else dataset.lost
-            return replace(
-                dataset, status="building", attempt=attempt, worker_id=worker_id, lost=lost, retry_at=None, error=None
-            )
+            return attempts.started(dataset, *LIFE, attempt, worker_id)
         case DatasetAttemptFailed(attempt=attempt, error=error, retry_at=retry_at, released=released):
-            if refusal := _not_building(dataset, attempt):
+            if refusal := attempts.not_running(dataset, *LIFE, attempt):
                 return refusal
-            dataset = replace(dataset, status="queued", error=error, retry_at=None)
-            if released:
-                return dataset
-            return replace(dataset, failures=dataset.failures + 1, lost=0, retry_at=retry_at)
+            return attempts.requeued(dataset, error, retry_at, released=released)
         case DatasetBuilt(attempt=attempt, items=items) as event:
-            if refusal := _not_building(dataset, attempt):
+            if refusal := attempts.not_running(dataset, *LIFE, attempt):
                 return refusal
             if not items.startswith(f"{folder(dataset.id)}/"):
                 return "its list is in another dataset's folder"
             return replace(dataset, status="built", built=event, built_at=recorded.time)
         case DatasetFailed(attempt=attempt, error=error):
-            if refusal := _not_building(dataset, attempt):
+            if refusal := attempts.not_running(dataset, *LIFE, attempt):
                 return refusal
             return replace(dataset, status="failed", error=error)
         case DatasetExportRequested() | DatasetExported() | DatasetExportFailed() | DatasetRecordsErased():
@@ -306,12 +297,6 @@ def _erased(dataset: Dataset, event: DatasetRecordsErased) -> Dataset | str:
         items_left=event.items_left,
         exports=tuple(exports),
     )
-
-
-def _not_building(dataset: Dataset, attempt: int) -> str | None:
-    if dataset.status != "building":
-        return f"the dataset is {dataset.status}"
-    return None if attempt == dataset.attempt else f"attempt {attempt} is over, attempt {dataset.attempt} is running"
 
 
 def _not_requested(export: Export | None, request_id: str) -> str | None:

@@ -16,6 +16,8 @@ from typing import Final, Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from domain import attempts
+from domain.attempts import MAX_FAILURES
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.jobs import (
@@ -37,8 +39,7 @@ from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "cancelling", "cancelled"]
 OPEN: Final = frozenset({"queued", "processing", "cancelling"})
-MAX_FAILURES: Final = 3
-MAX_LOST: Final = 5
+LIFE: Final = ("job", "processing")
 
 
 class Sample(Struct, frozen=True):
@@ -219,23 +220,9 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
     now = recorded.time
     match recorded.event:
         case JobStarted(attempt=attempt, worker_id=worker_id):
-            if job.status not in {"queued", "processing"}:
-                return f"the job is {job.status}"
-            if attempt != job.attempt + 1:
-                return f"attempt {attempt} is not the next one, attempt {job.attempt} is on record"
-            lost = job.lost + 1 if job.status == "processing" else job.lost
-            return replace(
-                job,
-                status="processing",
-                attempt=attempt,
-                worker_id=worker_id,
-                started_at=now,
-                lost=lost,
-                retry_at=None,
-                error=None,
-            )
+            return attempts.started(job, *LIFE, attempt, worker_id, started_at=now)
         case SampleGenerated() as event:
-            if refusal := _not_running(job, event.attempt):
+            if refusal := attempts.not_running(job, *LIFE, event.attempt):
                 return refusal
             if event.index not in job.missing:
                 return f"sample {event.index} is not one of those missing"
@@ -246,28 +233,25 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
             )
             return replace(job, samples=tuple(samples), lost=0)
         case JobCompleted(attempt=attempt):
-            if refusal := _not_running(job, attempt):
+            if refusal := attempts.not_running(job, *LIFE, attempt):
                 return refusal
             if job.missing:
                 return f"{len(job.missing)} samples are missing"
             return replace(job, status="completed", completed_at=now)
         case JobAttemptFailed(attempt=attempt, error=error, retry_at=retry_at, released=released):
-            if refusal := _not_running(job, attempt):
+            if refusal := attempts.not_running(job, *LIFE, attempt):
                 return refusal
-            job = replace(job, status="queued", error=error, retry_at=None)
-            return job if released else replace(job, failures=job.failures + 1, lost=0, retry_at=retry_at)
+            return attempts.requeued(job, error, retry_at, released=released)
         case JobFailed(attempt=attempt, error=error):
-            if refusal := _not_running(job, attempt):
+            if refusal := attempts.not_running(job, *LIFE, attempt):
                 return refusal
             return replace(job, status="failed", error=error, completed_at=now)
         case JobCancelRequested():
-            return _stopped(job, now) if job.is_open or job.status == "cancelled" else f"the job is {job.status}"
+            return attempts.asked_to_stop(job, "job", now)
         case JobCancelled():
-            if job.status == "cancelling":
-                return replace(job, status="cancelled", completed_at=now)
-            return job if job.status == "cancelled" else f"the job is {job.status}"
+            return attempts.cancelled(job, "job", now)
         case JobDeleted():
-            return job if job.deleted_at else replace(_stopped(job, now), deleted_at=now)
+            return job if job.deleted_at else replace(attempts.stopped(job, now), deleted_at=now)
         case JobPurged():
             if job.is_open:
                 return f"the job is {job.status}"
@@ -276,19 +260,3 @@ def _apply(job: Job, recorded: Recorded) -> Job | str:
             return "the job was submitted before"
         case _:
             return "not an event of a job"
-
-
-def _not_running(job: Job, attempt: int) -> str | None:
-    if job.status != "processing":
-        return f"the job is {job.status}"
-    return None if attempt == job.attempt else f"attempt {attempt} is over, attempt {job.attempt} is running"
-
-
-def _stopped(job: Job, now: str) -> Job:
-    match job.status:
-        case "queued" if job.attempt == 0:
-            return replace(job, status="cancelled", completed_at=now)
-        case "queued" | "processing":
-            return replace(job, status="cancelling")
-        case _:
-            return job

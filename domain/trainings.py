@@ -14,7 +14,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from domain import attempts
 from domain.adapters import IDENTIFIER
+from domain.attempts import MAX_FAILURES
 from domain.datasets import Dataset
 from domain.errors import ConflictError, Fault, InvalidError, KeyReusedError, NotFoundError
 from domain.events import MAX_LABEL, Recorded
@@ -37,8 +39,7 @@ from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "cancelling", "cancelled"]
 OPEN: Final = frozenset({"queued", "processing", "cancelling"})
-MAX_FAILURES: Final = 3
-MAX_LOST: Final = 5
+LIFE: Final = ("training", "processing")
 FILTERS: Final = ("dataset_id", "method", "adapter_name")
 
 
@@ -234,28 +235,15 @@ def _apply(training: Training, recorded: Recorded) -> Training | str:
     now = recorded.time
     match recorded.event:
         case TrainingStarted(attempt=attempt, worker_id=worker_id):
-            if training.status not in {"queued", "processing"}:
-                return f"the training is {training.status}"
-            if attempt != training.attempt + 1:
-                return f"attempt {attempt} is not the next one, attempt {training.attempt} is on record"
-            return replace(
-                training,
-                status="processing",
-                attempt=attempt,
-                worker_id=worker_id,
-                started_at=now,
-                lost=training.lost + 1 if training.status == "processing" else training.lost,
-                retry_at=None,
-                error=None,
-            )
+            return attempts.started(training, *LIFE, attempt, worker_id, started_at=now)
         case TrainingCheckpointed() as event:
-            if refusal := _not_running(training, event.attempt):
+            if refusal := attempts.not_running(training, *LIFE, event.attempt):
                 return refusal
             if not event.storage_path.startswith(f"{folder(training.id)}/"):
                 return "its checkpoint is in another training's folder"
             return replace(training, checkpoint=event, step=event.step, steps=event.steps, curve=event.curve, lost=0)
         case TrainingCompleted() as event:
-            if refusal := _not_running(training, event.attempt):
+            if refusal := attempts.not_running(training, *LIFE, event.attempt):
                 return refusal
             return replace(
                 training,
@@ -269,43 +257,18 @@ def _apply(training: Training, recorded: Recorded) -> Training | str:
                 completed_at=now,
             )
         case TrainingAttemptFailed(attempt=attempt, error=error, retry_at=retry_at, released=released):
-            if refusal := _not_running(training, attempt):
+            if refusal := attempts.not_running(training, *LIFE, attempt):
                 return refusal
-            training = replace(training, status="queued", error=error, retry_at=None)
-            if released:
-                return training
-            return replace(training, failures=training.failures + 1, lost=0, retry_at=retry_at)
+            return attempts.requeued(training, error, retry_at, released=released)
         case TrainingFailed(attempt=attempt, error=error):
-            if refusal := _not_running(training, attempt):
+            if refusal := attempts.not_running(training, *LIFE, attempt):
                 return refusal
             return replace(training, status="failed", error=error, completed_at=now)
         case TrainingCancelRequested():
-            if training.is_open or training.status == "cancelled":
-                return _stopped(training, now)
-            return f"the training is {training.status}"
+            return attempts.asked_to_stop(training, "training", now)
         case TrainingCancelled():
-            if training.status == "cancelling":
-                return replace(training, status="cancelled", completed_at=now)
-            return training if training.status == "cancelled" else f"the training is {training.status}"
+            return attempts.cancelled(training, "training", now)
         case TrainingRequested():
             return "the training was requested before"
         case _:
             return "not an event of a training"
-
-
-def _not_running(training: Training, attempt: int) -> str | None:
-    if training.status != "processing":
-        return f"the training is {training.status}"
-    if attempt == training.attempt:
-        return None
-    return f"attempt {attempt} is over, attempt {training.attempt} is running"
-
-
-def _stopped(training: Training, now: str) -> Training:
-    match training.status:
-        case "queued" if training.attempt == 0:
-            return replace(training, status="cancelled", completed_at=now)
-        case "queued" | "processing":
-            return replace(training, status="cancelling")
-        case _:
-            return training

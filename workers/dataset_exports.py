@@ -1,11 +1,10 @@
 """Exports datasets when somebody has asked for it."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from domain.datasets import DATASETS, Dataset, Export, export_id, folder
 from domain.errors import Text2SongError, UnavailableError, UncertainError
@@ -19,6 +18,7 @@ from domain.events.datasets import (
 from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, ReadStore
 from workers.dataset_archive import Archive
+from workers.uploads import finished
 
 WHO: Final = "The export of datasets"
 
@@ -78,7 +78,7 @@ class ExportOfDatasets:
             place = f"{folder(dataset.id)}/exports/{export.format}"
             await self._sweep(place, dataset.erasures)
             key = f"{place}/{dataset.erasures}-{archive.sha256}.zip"
-            await _to_the_end(partial(self._objects.put_file, key, archive.file, replace=False))
+            await finished(partial(self._objects.put_file, key, archive.file, replace=False))
         return DatasetExported(
             dataset_id=dataset.id,
             format=export.format,
@@ -98,14 +98,3 @@ class ExportOfDatasets:
             known = stored.key.rpartition("/")[2].partition("-")[0]
             if known.isdecimal() and int(known) < erasures:
                 await self._objects.delete(stored.key)
-
-
-async def _to_the_end(call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """The file is not closed before nobody reads it."""
-    putting = asyncio.create_task(call())
-    try:
-        await asyncio.shield(putting)
-    except asyncio.CancelledError:
-        await asyncio.wait({putting})
-        putting.exception()
-        raise

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Final, TypeVar
 import msgspec
 
 from domain import datasets
-from domain.datasets import DATASETS, MAX_LOST, Dataset, folder
+from domain.attempts import MAX_LOST
+from domain.datasets import DATASETS, Dataset, folder
 from domain.errors import UnknownVersionError
 from domain.events import Event, Recorded
 from domain.events.datasets import DatasetBuilt, DatasetCreated, DatasetFailed
@@ -24,6 +25,7 @@ from domain.raters import Raters
 from workers.claims import Claims
 from workers.dataset_replay import TOPICS, Replay, Summary
 from workers.trade import BrokenError, Run
+from workers.uploads import finished
 
 REMEMBERED: Final = 1_000
 RATERS: Final = "raters.jsonl"
@@ -99,9 +101,9 @@ class Building:
                 summary = made.summary
                 # The digest is the name, so that whoever has the one can check the other.
                 key = f"{place}/{summary.digest}.jsonl"
-                await _finished(partial(self._objects.put_file, key, made.file, replace=False))
+                await _until_done(partial(finished, partial(self._objects.put_file, key, made.file, replace=False)))
                 listed = await asyncio.to_thread(_listed, made.raters)
-                await _finished(partial(self._objects.put, f"{place}/{RATERS}", listed))
+                await _until_done(partial(finished, partial(self._objects.put, f"{place}/{RATERS}", listed)))
         except UnknownVersionError as error:
             self._outdated = error
             raise
@@ -232,21 +234,6 @@ def _listed(raters: Raters) -> bytes:
         for user, rater in sorted(raters.known.items())
     ]
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-
-
-async def _finished(call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """A cancel waits until an upload has finished, or the clean-up would miss it."""
-
-    async def put() -> None:
-        writing = asyncio.create_task(call())
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            writing.exception()
-            raise
-
-    await _until_done(put)
 
 
 async def _until_done(call: Callable[[], Any]) -> Any:

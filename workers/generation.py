@@ -14,13 +14,14 @@ from msgspec import convert
 from msgspec.structs import asdict
 
 from domain import jobs, prompts
+from domain.attempts import MAX_LOST
 from domain.errors import DamagedError, NotFoundError, Text2SongError
 from domain.events import Event
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed, JobSubmitted, SampleGenerated
 from domain.events.progress import JobProgressed, LoadedModel, WorkerAlive
 from domain.events.prompts import PromptCreated
 from domain.generation import fits, mismatch
-from domain.jobs import JOBS, MAX_LOST, Job, folder, waveform
+from domain.jobs import JOBS, Job, folder, waveform
 from domain.journal import Journal, until_done
 from domain.models import Model
 from domain.ports import ObjectStore, ReadStore
@@ -32,6 +33,7 @@ from workers.mastering import master
 from workers.openings import opening
 from workers.purging import remove
 from workers.trade import AttemptError, BrokenError, Run
+from workers.uploads import finished
 
 PROGRESS_EVERY: Final = 0.5
 T = TypeVar("T")
@@ -307,18 +309,8 @@ class Generation:
         )
 
     async def _put(self, key: str, data: bytes) -> None:
-        """A cancel waits until an upload has finished, or the clean-up would miss it."""
-
-        async def put() -> None:
-            writing = asyncio.create_task(self._objects.put(key, data, replace=False))
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                await asyncio.wait({writing})
-                writing.exception()
-                raise
-
-        await self._until_done(put)
+        put = partial(self._objects.put, key, data, replace=False)
+        await self._until_done(partial(finished, put))
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         return await until_done(call, "The worker")

@@ -17,6 +17,7 @@ import msgspec
 
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
+from domain.attempts import MAX_LOST
 from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
 from domain.events import MAX_ERROR, Event
 from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
@@ -31,7 +32,7 @@ from domain.events.trainings import (
 )
 from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, ReadStore
-from domain.trainings import MAX_LOST, TRAININGS, Training, folder
+from domain.trainings import TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve

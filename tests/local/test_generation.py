@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from domain import prompts
+from domain.attempts import MAX_LOST
 from domain.errors import UnavailableError
 from domain.events import Event, timestamp
 from domain.events.jobs import (
@@ -22,7 +23,7 @@ from domain.events.jobs import (
 )
 from domain.events.progress import WorkerAlive
 from domain.events.prompts import PromptCreated
-from domain.jobs import MAX_LOST, Job
+from domain.jobs import Job
 from domain.ports import ObjectInfo
 from infra.storage.file_objects import FileObjects
 from tests.conditions import eventually

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from domain import datasets
+from domain.attempts import MAX_FAILURES
 from domain.contract.datasets import (
     BUILT,
     CREATED,
@@ -35,7 +36,7 @@ from domain.curation import (
     split,
     without,
 )
-from domain.datasets import MAX_FAILURES, Dataset, evolve
+from domain.datasets import Dataset, evolve
 from domain.errors import ConflictError, InvalidError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.datasets import Filters

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from domain import jobs
 from domain.aggregates import EVENTS
+from domain.attempts import MAX_FAILURES
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
 from domain.events import Event, Recorded, Undecodable, UnknownEvent
 from domain.events.jobs import (
@@ -21,7 +22,7 @@ from domain.events.jobs import (
 )
 from domain.events.progress import JobProgressed, WorkerAlive
 from domain.events.prompts import PromptCreated
-from domain.jobs import MAX_FAILURES, Job
+from domain.jobs import Job
 from domain.outcomes import OUTCOMES
 from tests.history import SUBMITTED, at, fold, job_after, recorded, sample
 

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from domain import trainings
+from domain.attempts import MAX_FAILURES
 from domain.contract.trainings import (
     CANCEL,
     CANCELLED,
@@ -21,7 +22,7 @@ from domain.contract.trainings import (
 from domain.errors import ConflictError, InvalidError, KeyReusedError, NotFoundError
 from domain.events import Event, Recorded
 from domain.ports import Position
-from domain.trainings import MAX_FAILURES, Training, TrainingRequest, evolve
+from domain.trainings import Training, TrainingRequest, evolve
 
 ROADS: dict[str, tuple[Event, ...]] = {
     "queued": (REQUESTED,),
