@@ -1,9 +1,10 @@
 from collections.abc import Iterator
+from functools import partial
 
 from msgspec import Struct
 
 from commands.jobs import find_adapter
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, settle, transact
 from domain import ab_tests, pairing
 from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, job_id, vote_id
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError, plain
@@ -66,11 +67,8 @@ async def create(
 
     events = ab_tests.create(test, request_digest, created)
     receipt = await append(journal, views, ab_test_id, events, seen(AB_TESTS, test))
-    if idempotency_key is not None:
-        # Another request under the same key may have landed first.
-        await read_back(views, receipt.positions)
-        ab_tests.create(await load(views, AB_TESTS, ab_test_id), request_digest, created)
-    return receipt
+    decide = partial(ab_tests.create, request_digest=request_digest, creation=created)
+    return await settle(views, AB_TESTS, receipt, idempotency_key, decide)
 
 
 async def vote(journal: Journal, views: Views, trial: Trial, request: VoteRequest) -> Receipt:

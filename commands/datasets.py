@@ -1,6 +1,7 @@
+from functools import partial
 from typing import Final
 
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
 from domain import datasets, selection
 from domain.datasets import DATASETS
 from domain.errors import ConflictError
@@ -35,11 +36,8 @@ async def create(
     if events:
         await _check_name(views, request.name.strip())
     receipt = await append(journal, views, dataset_id, events, seen(DATASETS, dataset))
-    if idempotency_key is not None:
-        # Another request under the same key may have landed first.
-        await read_back(views, receipt.positions)
-        datasets.create(await load(views, DATASETS, dataset_id), request_digest, created)
-    return receipt
+    decide = partial(datasets.create, request_digest=request_digest, creation=created)
+    return await settle(views, DATASETS, receipt, idempotency_key, decide)
 
 
 async def export(journal: Journal, views: Views, dataset_id: str, wanted: Format) -> Receipt:

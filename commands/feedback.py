@@ -1,7 +1,8 @@
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
 from domain import feedback as rules
 from domain.events.feedback import SampleSnapshot
 from domain.feedback import FEEDBACK, Feedback, FeedbackRequest, Revision
@@ -30,11 +31,8 @@ async def give(
         sample, other = await samples(request.audio_id), await _other(samples, request)
     events = rules.give(feedback, feedback_id, request, sample, other)
     receipt = await append(journal, views, feedback_id, events, seen(FEEDBACK, feedback))
-    if idempotency_key is not None:
-        # Another request under the same key may have landed at the same time.
-        await read_back(views, receipt.positions)
-        rules.give(await load(views, FEEDBACK, feedback_id), feedback_id, request, sample, other)
-    return receipt
+    decide = partial(rules.give, feedback_id=feedback_id, request=request, sample=sample, other=other)
+    return await settle(views, FEEDBACK, receipt, idempotency_key, decide)
 
 
 async def revise(journal: Journal, views: Views, samples: Samples, feedback_id: str, request: Revision) -> Receipt:

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
 from domain import adapters, generation, jobs, prompts
 from domain.adapters import ADAPTERS
 from domain.continuation import Sources
@@ -58,11 +58,8 @@ async def submit(
     events = jobs.submit(job, request_digest, submitted)
     created = _created(request, prompt, prompt_id)
     receipt = await append(journal, views, job_id, [*created, *events], seen(JOBS, job))
-    if idempotency_key is not None:
-        # Another request under the same key may have landed first.
-        await read_back(views, receipt.positions)
-        jobs.submit(await load(views, JOBS, job_id), request_digest, submitted)
-    return receipt
+    decide = partial(jobs.submit, request_digest=request_digest, submission=submitted)
+    return await settle(views, JOBS, receipt, idempotency_key, decide)
 
 
 async def rerun(

@@ -1,4 +1,6 @@
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, transact
+from functools import partial
+
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
 from domain.datasets import DATASETS
@@ -45,11 +47,8 @@ async def request(
 
     events = trainings.request(training, request_digest, requested)
     receipt = await append(journal, views, id_, events, seen(TRAININGS, training))
-    if idempotency_key is not None:
-        # Another request under the same key may have landed first.
-        await read_back(views, receipt.positions)
-        trainings.request(await load(views, TRAININGS, id_), request_digest, requested)
-    return receipt
+    decide = partial(trainings.request, request_digest=request_digest, requested=requested)
+    return await settle(views, TRAININGS, receipt, idempotency_key, decide)
 
 
 async def cancel(journal: Journal, views: Views, training_id: str) -> Receipt:

@@ -90,3 +90,16 @@ async def read_back(views: Views, positions: Iterable[Position]) -> None:
             "The request was accepted, and has not been read back from the log yet. Send it again under the same "
             "Idempotency-Key to hear what became of it."
         )
+
+
+async def settle(
+    views: Views, view: View[D], receipt: Receipt, idempotency_key: str | None, decide: Callable[[D | None], Any]
+) -> Receipt:
+    """The receipt, once it is known whose request holds the key: another one may have landed first.
+
+    `decide` then raises what it makes of that one. Raises as `read_back` does.
+    """
+    if idempotency_key is not None:
+        await read_back(views, receipt.positions)
+        decide(await load(views, view, receipt.id))
+    return receipt

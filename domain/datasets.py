@@ -172,17 +172,27 @@ def export(dataset: Dataset | None, dataset_id: str, wanted: Format, request_id:
     if wanted not in FORMATS[kind]:
         detail = f"format is {wanted}; a {kind} dataset is exported as {' or '.join(FORMATS[kind])}."
         raise InvalidError([Fault("/format", detail)])
-    if dataset.built is None:
-        way_out = "create another" if dataset.status == "failed" else "ask again when it is built"
-        raise ConflictError(f"Dataset {dataset_id} is {dataset.status}, so there is nothing to export; {way_out}.")
+    check_built(dataset, "export")
     there = dataset.export(wanted)
     if there is not None and there.status in {"requested", "exported"}:
         return []
+    check_filled(dataset)
+    return [DatasetExportRequested(dataset_id=dataset_id, format=wanted, request_id=request_id)]
+
+
+def check_built(dataset: Dataset, purpose: str) -> None:
+    """`purpose` is what it is needed for, as a verb. Raises ConflictError."""
+    if dataset.built is None:
+        way_out = "create another" if dataset.status == "failed" else "ask again when it is built"
+        raise ConflictError(f"Dataset {dataset.id} is {dataset.status}, so there is nothing to {purpose}; {way_out}.")
+
+
+def check_filled(dataset: Dataset) -> None:
+    """Raises ConflictError."""
     if not dataset.sample_count:
         raise ConflictError(
-            f"Dataset {dataset_id} has no items; its left_out says why. Create one with a wider filter_query."
+            f"Dataset {dataset.id} has no items; its left_out says why. Create one with a wider filter_query."
         )
-    return [DatasetExportRequested(dataset_id=dataset_id, format=wanted, request_id=request_id)]
 
 
 def start(dataset: Dataset, worker_id: str) -> DatasetStarted:

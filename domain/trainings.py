@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from domain import attempts
+from domain import attempts, datasets
 from domain.adapters import IDENTIFIER
 from domain.attempts import MAX_FAILURES
 from domain.datasets import Dataset
@@ -132,13 +132,8 @@ def check_dataset(dataset: Dataset | None, request: TrainingRequest) -> None:
     if request.method != "sft" and dataset.request.kind != "preference":
         detail = f"method is {request.method}, which learns from pairs, and dataset {dataset.id} has single samples. "
         raise InvalidError([Fault("/method", f"{detail}Send sft, or name a dataset of type preference.")])
-    if dataset.built is None:
-        way_out = "create another" if dataset.status == "failed" else "ask again when it is built"
-        raise ConflictError(f"Dataset {dataset.id} is {dataset.status}, so there is nothing to learn from; {way_out}.")
-    if not dataset.sample_count:
-        raise ConflictError(
-            f"Dataset {dataset.id} has no items; its left_out says why. Create one with a wider filter_query."
-        )
+    datasets.check_built(dataset, "learn from")
+    datasets.check_filled(dataset)
 
 
 def _faults(request: TrainingRequest) -> list[Fault]:
