@@ -52,6 +52,9 @@ servers: $(STAMP) ## Start real Kafka, MongoDB and S3 on this machine, without D
 
 .PHONY: test
 test: $(STAMP) ## Run every test
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+	  || echo "The tests of the page need Chromium, and are skipped without: sudo apt-get install chromium"
 	@$(BIN)/python -m pytest -n 4
 
 .PHONY: chaos

@@ -13,6 +13,7 @@ from msgspec import Struct, convert
 from msgspec.structs import asdict, replace
 
 from api.http import pages, positions
+from api.http.access import LISTEN
 from api.http.pages import Page
 from api.http.positions import CURRENT
 from api.http.sealing import unknown
@@ -20,12 +21,24 @@ from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
 from commands import ab_tests as commands
 from commands.ab_tests import VoteRequest
-from commands.transact import Receipt, existing, seen
+from commands.transact import Receipt, existing, identify, load, seen
 from domain import verdicts
-from domain.ab_tests import AB_TESTS, AB_VOTES, ABTest, PairStatus, Status, Vote, begun, job_id, job_ids, pair_statuses
+from domain.ab_tests import (
+    AB_TESTS,
+    AB_VOTES,
+    ARMS,
+    ABTest,
+    PairStatus,
+    Status,
+    Vote,
+    begun,
+    job_id,
+    job_ids,
+    pair_statuses,
+)
 from domain.errors import Fault, InvalidError
 from domain.events import Recorded
-from domain.events.ab_tests import ABTestCreated, Arm, Choice
+from domain.events.ab_tests import MAX_PAIRS, ABTestCreated, Arm, Choice
 from domain.events.jobs import AdapterSnapshot
 from domain.jobs import JOBS, Job
 from domain.pairing import ABTestRequest, notice
@@ -108,7 +121,16 @@ async def create_ab_test(
     """A job for each pair and arm follows; the test is `ready` once all have ended. A retry under the same
     `Idempotency-Key` is the same test.
     """
-    receipt = await commands.create(services.journal, services.views, await services.models(), data, idempotency_key)
+    request, owner = services.caller.signed(data), services.caller.idempotency_owner
+
+    async def is_retry() -> bool:
+        id_ = identify(services.journal, "abtest", owner, idempotency_key)
+        return idempotency_key is not None and await load(services.views, AB_TESTS, id_) is not None
+
+    async with services.quota.room(services.caller, _jobs(request), is_retry) as room:
+        models = await services.models()
+        receipt = await commands.create(services.journal, services.views, models, request, idempotency_key, owner=owner)
+        room.positions = receipt.positions if receipt.events else ()
     test = await _created(services, receipt)
     return Response(
         await _body(services, test),
@@ -148,7 +170,7 @@ async def get_ab_test(services: Injected, ab_test_id: FromPath[str]) -> Response
 @post(
     "/ab-tests/{ab_test_id:str}/votes",
     operation_id="castVote",
-    opt=CURRENT,
+    opt={**CURRENT, **LISTEN},
     status_code=HTTP_201_CREATED,
     tags=["ab-tests"],
 )
@@ -158,6 +180,7 @@ async def cast_vote(services: Injected, ab_test_id: FromPath[str], data: JSONBod
     test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     if trial.ab_test_id != ab_test_id:
         raise unknown(data.trial_id)
+    services.caller.check_voter(trial.voter)
     receipt = await commands.vote(services.journal, services.views, trial, data)
     body = VoteBody(
         vote_id=receipt.id,
@@ -208,6 +231,12 @@ async def get_results(
 
 
 ROUTES: Final = (create_ab_test, list_ab_tests, get_ab_test, cast_vote, close_ab_test, get_results)
+
+
+def _jobs(request: ABTestRequest) -> int:
+    """How many it asks for; none where it asks for more than a test may have, and is refused."""
+    pairs = (len(request.prompt_ids or ()) + len(request.prompts or ())) * request.pairs_per_prompt
+    return len(ARMS) * pairs if 0 < pairs <= MAX_PAIRS else 0
 
 
 async def _votes(services: Services, ab_test_id: str) -> list[Vote]:

@@ -130,6 +130,8 @@ async def change_adapter(
     """Describes, activates or deactivates it. Jobs that were accepted before go on with an adapter that is
     deactivated; new ones are refused.
     """
+    there = await existing(services.views, ADAPTERS, adapter_id, "adapter")
+    services.caller.check_owner(there.request.user_id, f"Adapter {adapter_id}")
     receipt = await commands.change(services.journal, services.views, adapter_id, data)
     adapter = await existing(services.views, ADAPTERS, adapter_id, "adapter")
     return Response(AdapterBody(**_fields(adapter)), headers=positions.headers(*receipt.positions))

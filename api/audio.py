@@ -11,9 +11,9 @@ from api.http.services import Injected, Services
 from api.http.streams import stream
 from commands.transact import load
 from domain.errors import DamagedError, NotFoundError
-from domain.events.jobs import Format
+from domain.events.jobs import Basis, Format
 from domain.jobs import waveform
-from projections.audio import AUDIO, AudioSample, GenerationParams
+from projections.audio import AUDIO, AudioSample, GenerationParams, Score
 from workers.mastering import Waveform, content_type
 
 
@@ -27,12 +27,14 @@ class AudioBody(Struct, frozen=True, kw_only=True):
 
     `pcm_sha256` is of its samples alone, as `ffmpeg -i FILE -f s24le -` writes them: the same seed, model, adapter and
     settings give the same. It is null for samples that were made before it was recorded.
+    With `best_of`, `scores` are of all candidates, by seed, and `picked_by` says which score chose this one of them.
     """
 
     id: str
     job_id: str
     prompt_id: str
     prompt: str
+    lyrics: str | None
     model_id: str
     notice: str | None
     adapter_id: str | None
@@ -45,6 +47,8 @@ class AudioBody(Struct, frozen=True, kw_only=True):
     sha256: str
     pcm_sha256: str | None
     loudness_lufs: float | None
+    scores: list[Score]
+    picked_by: Basis | None
     stream_url: str
     waveform_url: str
     created_at: str

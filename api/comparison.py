@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Final, TypeAlias
 
 from litestar import get
-from litestar.params import QueryParameter
 from msgspec import Struct
 from msgspec.structs import asdict
 
@@ -13,15 +12,18 @@ from api.audio import AudioBody, body
 from api.http.faults import shown
 from api.http.positions import CURRENT
 from api.http.services import Injected
+from api.http.several import several
 from domain.errors import Fault, InvalidError, NotFoundError
 from projections.audio import AUDIO, AudioSample
 
 SAMPLES: Final = (2, 16)  # at least, and at most
-Value: TypeAlias = str | float | None
+Value: TypeAlias = bool | int | float | str | None
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """`values` are by sample id, in the order asked for; an `adapter_id` of null is the base model."""
+    """`values` are by sample id, in the order asked for; an `adapter_id` of null is the base model. A parameter of some
+    models alone is called `parameters.` and its name, and null where the sample's model has no such one.
+    """
 
     parameter: str
     values: dict[str, Value]
@@ -37,15 +39,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 Ids: TypeAlias = Annotated[
     list[str],
-    QueryParameter(
-        description=f"{SAMPLES[0]} to {SAMPLES[1]} samples, with commas between, or each as an `ids` of its own.",
-        schema_extra={
-            "items": {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"},
-            "minItems": 1,
-            "maxItems": SAMPLES[1],
-            "uniqueItems": True,
-        },
-    ),
+    several("samples", *SAMPLES),
 ]
 
 
@@ -85,16 +79,20 @@ def _faults(ids: Sequence[str]) -> Iterator[Fault]:
 def _differences(samples: Sequence[AudioSample]) -> list[Difference]:
     by_sample = {sample.id: _parameters(sample) for sample in samples}
     return [
-        Difference(parameter=name, values={id_: parameters[name] for id_, parameters in by_sample.items()})
-        for name in _parameters(samples[0])
-        if len({parameters[name] for parameters in by_sample.values()}) > 1
+        Difference(parameter=name, values={id_: parameters.get(name) for id_, parameters in by_sample.items()})
+        for name in dict.fromkeys(name for parameters in by_sample.values() for name in parameters)
+        if len({parameters.get(name) for parameters in by_sample.values()}) > 1
     ]
 
 
 def _parameters(sample: AudioSample) -> Mapping[str, Value]:
+    params = asdict(sample.generation_params)
+    own: Mapping[str, Value] = params.pop("parameters")
     return {
         "prompt": sample.prompt,
+        "lyrics": sample.lyrics,
         "model_id": sample.model_id,
         "adapter_id": sample.adapter.id if sample.adapter else None,
-        **asdict(sample.generation_params),
+        **params,
+        **{f"parameters.{name}": value for name, value in own.items()},
     }

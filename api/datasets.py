@@ -8,11 +8,13 @@ from litestar import Request, Response, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.status_codes import HTTP_202_ACCEPTED
 from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from api.http import pages, positions
 from api.http.items import Items, page_of_items
 from api.http.pages import Page
 from api.http.positions import CURRENT
+from api.http.refusals import ForbiddenError
 from api.http.renditions import AudioFile
 from api.http.services import Injected, Services
 from api.http.streams import stream
@@ -93,9 +95,10 @@ async def create_dataset(
     services: Injected, data: JSONBody[DatasetRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[DatasetItem]:
     """It is built from what is on the log by then, and never changes afterwards. A retry under the same
-    `Idempotency-Key` is the same dataset.
+    `Idempotency-Key` is the same dataset. With a key without admin it takes in what its owner said alone.
     """
-    receipt = await commands.create(services.journal, services.views, data, idempotency_key)
+    request, owner = _own(services, data), services.caller.idempotency_owner
+    receipt = await commands.create(services.journal, services.views, request, idempotency_key, owner=owner)
     dataset = await _created(services, receipt)
     headers = {"Location": f"/datasets/{receipt.id}", **positions.headers(*receipt.positions)}
     return Response(_body(dataset), status_code=HTTP_202_ACCEPTED, headers=headers)
@@ -210,6 +213,22 @@ ROUTES: Final = (
     export_dataset,
     get_export,
 )
+
+
+def _own(services: Services, request: DatasetRequest) -> DatasetRequest:
+    """A key without admin takes in what its owner said, and nobody else."""
+    caller = services.caller
+    request = caller.signed(request)
+    if not caller.is_restricted or caller.owner is None:
+        return request
+    query = request.filter_query
+    if others := sorted({*query.user_ids, *query.expert_ids} - {caller.owner}):
+        raise ForbiddenError(
+            "other_owner",
+            f"The filter names the listener {others[0]!r}, and this key is of {caller.owner!r}. Leave user_ids and "
+            "expert_ids out, or use a key with admin.",
+        )
+    return replace(request, filter_query=replace(query, user_ids=(caller.owner,)))
 
 
 def _unmade(export: Export) -> str:

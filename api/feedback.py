@@ -7,6 +7,7 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
 from msgspec import Struct
+from msgspec.structs import replace
 
 from api.audio import find_sample
 from api.http import pages, positions
@@ -72,8 +73,14 @@ async def give_feedback(
     services: Injected, data: JSONBody[FeedbackRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[FeedbackBody]:
     """Answers 202 with a Location where the feedback cannot be shown yet. Tags that are named twice count once."""
-    samples = partial(_sample, services)
-    receipt = await commands.give(services.journal, services.views, samples, data, idempotency_key)
+    receipt = await commands.give(
+        services.journal,
+        services.views,
+        partial(_sample, services),
+        services.caller.signed(data),
+        idempotency_key,
+        owner=services.caller.idempotency_owner,
+    )
     return await _answer(services, receipt, HTTP_201_CREATED)
 
 
@@ -131,6 +138,11 @@ async def get_statistics(
     losses. Without a filter, or with one alone, they come from counters; dates, ratings and several filters read the
     feedback itself, at most 100,000 of it.
     """
+    if services.caller.is_restricted:
+        # The counters know of everybody's.
+        if user_id not in {None, services.caller.owner}:
+            return FeedbackStatistics(**_figures(Counter()), groups=[])
+        user_id = services.caller.owner
     if group_by is not None and group_by not in DIMENSIONS:
         raise InvalidError([Fault("/group_by", f"group_by is {group_by!r}; it is one of {', '.join(DIMENSIONS)}.")])
     if not 1 <= limit <= MAX_LIMIT:
@@ -162,7 +174,11 @@ async def revise_feedback(
     """Replaces the feedback as a whole: what is left out is gone, but for the sample that it is about. Answers 202
     where the revision cannot be shown yet.
     """
-    samples = partial(_sample, services)
+    caller, samples = services.caller, partial(_sample, services)
+    if caller.is_restricted:
+        data = caller.signed(data)
+    elif caller.owner is not None and data.user_id is None:
+        data = replace(data, user_id=(await _load(services, feedback_id)).user_id)
     receipt = await commands.revise(services.journal, services.views, samples, feedback_id, data)
     return await _answer(services, receipt, HTTP_200_OK)
 
@@ -234,6 +250,9 @@ async def _page(services: Services, query: Query) -> Page[FeedbackBody]:
         return [_body(each) for each in await commands.standing(services.views, feedback)]
 
     total = partial(figures.total, services.views, query, _partitions(services))
+    if services.caller.is_restricted:
+        # The counters know of everybody's.
+        total = partial(services.views.count, FEEDBACK, query)
     return await pages.page_of(services.views, FEEDBACK, query, bodies, total)
 
 

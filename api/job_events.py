@@ -54,9 +54,10 @@ async def follow_job(
     job_id: FromPath[str],
     last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> Response[Any]:
-    """`snapshot`, then `queued`, `started`, `progress`, `sample`, `completed`, `failed`, `cancelling`, `cancelled` or
-    `deleted` as they happen; closes after the last. With `Last-Event-ID` what was missed comes instead of a snapshot,
-    unless that is very much or the id is none of this job's; 204 says that nothing was and nothing will.
+    """`snapshot`, then `queued`, `started`, `progress`, `candidate`, `sample`, `completed`, `failed`, `cancelling`,
+    `cancelled` or `deleted` as they happen; closes after the last. A `candidate` is one of those that a sample is the
+    best of. With `Last-Event-ID` what was missed comes instead of a snapshot, unless that is very much or the id is
+    none of this job's; 204 says that nothing was and nothing will.
     """
     job = await shown(services, job_id)
     last = int(last_event_id) if last_event_id and VERSION.fullmatch(last_event_id) else None
@@ -78,7 +79,7 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
         # A client that hears of a change can read it from any process. After one timeout, stop waiting for the views.
         folds = True
         if last is None or job.position - job.origin > MISSED:
-            yield _message("snapshot", job.position, await body(services, job))
+            yield message("snapshot", job.position, await body(services, job))
         elif last < job.position:
             before = None
             async for recorded in _life(services, job):
@@ -98,7 +99,7 @@ async def _events(services: Services, job_id: str, last: int | None) -> AsyncIte
                 return
             if isinstance(news.event, JobProgressed):
                 if news.event.attempt == job.attempt and job.status == "processing":
-                    yield _message("progress", None, _progress(news.event))
+                    yield message("progress", None, job_progress(news.event))
                 continue
             before, job = job, evolve(job, news) or job
             if change := await _change(services, before, job, news):
@@ -134,10 +135,12 @@ async def _change(
     if outcome is None or outcome.reason:
         return None
     name = after.status if isinstance(recorded.event, JobCancelRequested) else NAMES.get(recorded.type)
-    return _message(name, after.position, await body(services, after)) if name else None
+    if name == "sample" and before is not None and len(before.kept) == len(after.kept):
+        name = "candidate"
+    return message(name, after.position, await body(services, after)) if name else None
 
 
-def _progress(event: JobProgressed) -> JobProgress:
+def job_progress(event: JobProgressed) -> JobProgress:
     return JobProgress(
         job_id=event.job_id,
         attempt=event.attempt,
@@ -147,5 +150,5 @@ def _progress(event: JobProgressed) -> JobProgress:
     )
 
 
-def _message(name: str, version: int | None, data: Any) -> ServerSentEventMessage:
+def message(name: str, version: int | None, data: Any) -> ServerSentEventMessage:
     return ServerSentEventMessage(event=name, id=version, data=msgspec.json.encode(data).decode())

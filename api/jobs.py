@@ -7,7 +7,7 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
 from msgspec import Struct, convert
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from api.audio import find_sample
 from api.http import pages, positions
@@ -16,10 +16,10 @@ from api.http.positions import CURRENT
 from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
 from commands import jobs as commands
-from commands.transact import Receipt, load, seen
+from commands.transact import Receipt, identify, load, seen
 from domain.continuation import Source
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError
-from domain.events.jobs import Format, JobSubmitted
+from domain.events.jobs import Basis, Format, JobSubmitted
 from domain.generation import GenerationRequest, Rerun
 from domain.jobs import JOBS, Job, Status
 from domain.outcomes import Outcome
@@ -29,6 +29,8 @@ from projections.jobs import Statistics, statistics
 
 
 class JobParams(Struct, frozen=True, kw_only=True):
+    """`parameters` are all that the model takes besides, by name."""
+
     num_samples: int
     duration: float
     seeds: list[int]
@@ -39,6 +41,9 @@ class JobParams(Struct, frozen=True, kw_only=True):
     adapter_scale: float
     continue_from: str | None
     continue_seconds: float | None
+    best_of: int | None
+    best_of_by: Basis | None
+    parameters: dict[str, bool | int | float | str]
 
 
 class FeedbackSummary(Struct, frozen=True, kw_only=True):
@@ -66,6 +71,7 @@ class JobBody(Struct, frozen=True, kw_only=True):
     prompt_id: str
     prompt: str
     model_prompt: str
+    lyrics: str | None
     warnings: list[str]
     model_id: str
     adapter_id: str | None
@@ -78,6 +84,8 @@ class JobBody(Struct, frozen=True, kw_only=True):
     campaign_id: str | None
     brief_id: str | None
     collection: str | None
+    webhook_url: str | None
+    webhook_events: list[str]
     created_at: str
     started_at: str | None
     completed_at: str | None
@@ -105,14 +113,7 @@ async def submit_generation(
     services: Injected, data: JSONBody[GenerationRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobReceipt]:
     """Queues a job. A retry under the same `Idempotency-Key` is the same job."""
-    receipt = await commands.submit(
-        services.journal,
-        services.views,
-        await services.models(),
-        data,
-        idempotency_key,
-        sources=partial(_source, services),
-    )
+    receipt = await accept(services, data, idempotency_key)
     return await _submitted(services, receipt, idempotency_key)
 
 
@@ -144,15 +145,20 @@ async def rerun_job(
     """Queues a new job that asks for what this one did, with the changes of the body; {} changes nothing but the
     seeds. A retry under the same `Idempotency-Key` is the same job.
     """
-    receipt = await commands.rerun(
-        services.journal,
-        services.views,
-        await services.models(),
-        job_id,
-        data,
-        idempotency_key=idempotency_key,
-        sources=partial(_source, services),
-    )
+    changes = services.caller.signed(data)
+    async with services.quota.room(services.caller, 1, partial(_is_retry, services, idempotency_key)) as room:
+        receipt = await commands.rerun(
+            services.journal,
+            services.views,
+            await services.models(),
+            job_id,
+            changes,
+            idempotency_key=idempotency_key,
+            sources=partial(_source, services),
+            receivers=services.receivers.check,
+            owner=services.caller.idempotency_owner,
+        )
+        room.positions = receipt.positions if receipt.events else ()
     return await _submitted(services, receipt, idempotency_key)
 
 
@@ -168,12 +174,14 @@ async def list_jobs(
     status: FromQuery[str | None] = None,
     adapter_id: FromQuery[str | None] = None,
     ab_test_id: FromQuery[str | None] = None,
+    model_id: FromQuery[str | None] = None,
     start_date: FromQuery[str | None] = None,
     end_date: FromQuery[str | None] = None,
     client_id: FromQuery[str | None] = None,
     campaign_id: FromQuery[str | None] = None,
     brief_id: FromQuery[str | None] = None,
     collection: FromQuery[str | None] = None,
+    user_id: FromQuery[str | None] = None,
     limit: FromQuery[int] = 50,
     offset: FromQuery[int] = 0,
     cursor: FromQuery[str | None] = None,
@@ -187,6 +195,8 @@ async def list_jobs(
         cursor,
         equal={
             "status": status,
+            "model_id": model_id,
+            "user_id": user_id,
             "adapter_id": adapter_id,
             "ab_test_id": ab_test_id,
             "client_id": client_id,
@@ -204,7 +214,12 @@ async def list_jobs(
 
 @get("/jobs/stats", operation_id="getQueueStatistics", tags=["jobs"])
 async def get_statistics(services: Injected) -> Statistics:
-    return await statistics(services.views, datetime.fromisoformat(services.journal.now()))
+    """Of every job; for a key without admin, `counts` are of its owner's jobs alone."""
+    found = await statistics(services.views, datetime.fromisoformat(services.journal.now()))
+    if not services.caller.is_restricted:
+        return found
+    counts = {status: await services.views.count(JOBS, Query(equal={"status": status})) for status in get_args(Status)}
+    return replace(found, counts={status: count for status, count in counts.items() if count})
 
 
 @delete("/jobs/{job_id:str}", operation_id="deleteJob", opt=CURRENT, status_code=HTTP_200_OK, tags=["jobs"])
@@ -234,6 +249,32 @@ ROUTES: Final = (
 )
 
 
+async def accept(services: Services, request: GenerationRequest, idempotency_key: str | None) -> Receipt:
+    """Submits the caller's request, as the caller's. Raises as the command does, ForbiddenError, and TooManyError."""
+    request = services.caller.signed(request)
+    async with services.quota.room(services.caller, 1, partial(_is_retry, services, idempotency_key)) as room:
+        receipt = await commands.submit(
+            services.journal,
+            services.views,
+            await services.models(),
+            request,
+            idempotency_key,
+            sources=partial(_source, services),
+            receivers=services.receivers.check,
+            owner=services.caller.idempotency_owner,
+        )
+        room.positions = receipt.positions if receipt.events else ()
+    return receipt
+
+
+async def begun(services: Services, idempotency_key: str | None) -> Job | None:
+    """The job of an earlier request of the caller's under the key."""
+    if idempotency_key is None:
+        return None
+    id_ = identify(services.journal, "job", services.caller.idempotency_owner, idempotency_key)
+    return await load(services.views, JOBS, id_)
+
+
 async def shown(services: Services, job_id: str) -> Job:
     """Raises NotFoundError for a deleted job too."""
     job = await load(services.views, JOBS, job_id)
@@ -259,7 +300,8 @@ def _body(services: Services, job: Job, said: Mapping[str, int], loaded: Set[str
     live = services.feed.progress(job.id, job.attempt) if job.status == "processing" else None
     made = len(job.samples) / len(request.seeds)
     continued = request.continuation
-    params = asdict(request.sampling) | asdict(request) | {"num_samples": len(request.seeds)}
+    params = asdict(request.sampling) | asdict(request) | {"num_samples": job.wanted}
+    params["best_of"] = request.best_of if request.best_of > 1 else None
     params["continue_from"] = continued.sample_id if continued else None
     params["continue_seconds"] = continued.seconds if continued else None
     computed = {
@@ -284,6 +326,10 @@ def _waiting(job: Job, loaded: Set[str]) -> str | None:
     if job.status == "queued" and job.request.model_id not in loaded:
         return f"waits for a worker with the model {job.request.model_id}"
     return None
+
+
+async def _is_retry(services: Services, idempotency_key: str | None) -> bool:
+    return await begun(services, idempotency_key) is not None
 
 
 async def _source(services: Services, sample_id: str) -> Source | None:
@@ -327,7 +373,8 @@ def _accepted(job: Job | None, receipt: Receipt) -> Job | None:
 
 async def _total(services: Services, query: Query) -> int:
     """From the counters where they can tell: counting a long history at every page would not scale."""
-    if query.start or query.end or query.equal.keys() - {"status"}:
+    is_counted = query.start is None and query.end is None and not query.equal.keys() - {"status"}
+    if services.caller.is_restricted or not is_counted:
         return await services.views.count(JOBS, query)
     counts = (await statistics(services.views, datetime.fromisoformat(services.journal.now()))).counts
     status = query.equal.get("status")

@@ -26,12 +26,17 @@ class PromptBody(Struct, frozen=True, kw_only=True):
     created_at: str
 
 
+class Reading(Struct, frozen=True, kw_only=True):
+    warnings: list[str]
+
+
 @post("/prompts", operation_id="createPrompt", opt=CURRENT, tags=["prompts"])
 async def create_prompt(
     services: Injected, data: JSONBody[PromptRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[PromptBody]:
     """Answers 202 with a Location where the prompt cannot be shown yet."""
-    receipt = await commands.create(services.journal, services.views, data, idempotency_key)
+    data, owner = services.caller.signed(data), services.caller.idempotency_owner
+    receipt = await commands.create(services.journal, services.views, data, idempotency_key, owner=owner)
     headers = {"Location": f"/prompts/{receipt.id}", **positions.headers(*receipt.positions)}
     if await services.views.show(receipt.positions):
         shown = _body(await existing(services.views, PROMPTS, receipt.id, "prompt"))
@@ -48,12 +53,20 @@ async def list_prompts(
     return await pages.page(services.views, PROMPTS, pages.query(limit, offset, cursor), _body)
 
 
+@get("/prompts/reading", operation_id="readPrompt", tags=["prompts"])
+async def read_prompt(services: Injected, text: FromQuery[str], model_id: FromQuery[str | None] = None) -> Reading:
+    """What a job of this text would be warned of: words that the model does not know, and what it leaves out."""
+    models = await services.models()
+    model = models.usable(model_id) if model_id is not None else models.active
+    return Reading(warnings=models.warnings(model, text))
+
+
 @get("/prompts/{prompt_id:str}", operation_id="getPrompt", opt=CURRENT, tags=["prompts"])
 async def get_prompt(services: Injected, prompt_id: FromPath[str]) -> PromptBody:
     return _body(await existing(services.views, PROMPTS, prompt_id, "prompt"))
 
 
-ROUTES: Final = (create_prompt, list_prompts, get_prompt)
+ROUTES: Final = (create_prompt, list_prompts, read_prompt, get_prompt)
 
 
 def _body(prompt: Prompt) -> PromptBody:

@@ -48,6 +48,7 @@ async def registered(request: Request[Any, Any, Any], services: Services) -> Rec
         else:
             asked = await _fetched(request, services.objects, folder)
         # One at a time: the weights are in memory while they are stored.
+        asked = services.caller.signed(asked)
         async with services.registering:
             return await _register(services, asked, folder)
 

@@ -96,7 +96,8 @@ async def request_training(
         config(data.method, data.config)
     except TrainingError as error:
         raise InvalidError([Fault("/config", str(error))]) from None
-    receipt = await commands.request(services.journal, services.views, data, idempotency_key)
+    data, owner = services.caller.signed(data), services.caller.idempotency_owner
+    receipt = await commands.request(services.journal, services.views, data, idempotency_key, owner=owner)
     training = None if idempotency_key is None else await load(services.views, TRAININGS, receipt.id)
     return Response(
         TrainingReceipt(training_id=receipt.id, status=training.status if training else "queued"),

@@ -11,6 +11,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 from msgspec import Struct
 
+from api.http.access import LISTEN
 from api.http.positions import CURRENT
 from api.http.renditions import AudioFile
 from api.http.sealing import Seal, unknown
@@ -51,7 +52,7 @@ class TrialBody(Struct, frozen=True, kw_only=True):
 @get(
     "/ab-tests/{ab_test_id:str}/next",
     operation_id="getNextTrial",
-    opt=CURRENT,
+    opt={**CURRENT, **LISTEN},
     tags=["ab-tests"],
     responses={
         HTTP_200_OK: ResponseSpec(TrialBody, description="The next trial", generate_examples=False),
@@ -65,6 +66,7 @@ async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter
     """
     if not voter.strip():
         raise InvalidError([Fault("/voter", f"voter is {voter!r}, which is blank. Send a name or id of the listener.")])
+    services.caller.check_voter(voter)
     test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     if test.status != "ready":
         advice = "ask again when it is ready" if test.status == "generating" else "it takes no more votes"
@@ -97,7 +99,7 @@ async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter
 @get(
     "/ab-tests/{ab_test_id:str}/trials/{trial_id:str}/{side:str}",
     operation_id="getTrialAudio",
-    opt=CURRENT,
+    opt={**CURRENT, **LISTEN},
     tags=["ab-tests"],
 )
 async def trial_audio(
@@ -112,6 +114,7 @@ async def trial_audio(
     trial = seal.open(trial_id)
     if trial.ab_test_id != ab_test_id:
         raise unknown(trial_id)
+    services.caller.check_voter(trial.voter)
     test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     arms = (await _pairs(services, test, only=trial.pair)).get(trial.pair)
     if arms is None:

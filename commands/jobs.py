@@ -15,6 +15,7 @@ from domain.journal import Journal
 from domain.models import Registry
 from domain.ports import Reader
 from domain.prompts import PROMPTS, Prompt, PromptRequest
+from domain.webhooks import Receivers
 
 
 async def submit(
@@ -25,6 +26,7 @@ async def submit(
     idempotency_key: str | None,
     *,
     sources: Sources,
+    receivers: Receivers,
     owner: str = LOCAL,
 ) -> Receipt:
     """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt, an adapter or
@@ -38,12 +40,14 @@ async def submit(
     adapter = await find_adapter(views, request.adapter_id if job is None else None)
     continued = request.continue_from if job is None else None
     source = None if continued is None else await sources(continued)
+    receiver = request.webhook_url if job is None else None
+    unreachable = [] if receiver is None else await receivers(receiver)
 
     def submitted() -> JobSubmitted:
         _check(request, prompt)
         if continued is not None and source is None:
             raise NotFoundError("audio sample", continued)
-        return submission(
+        made = submission(
             request,
             job_id=job_id,
             prompt_id=prompt_id,
@@ -54,6 +58,9 @@ async def submit(
             digest=request_digest,
             source=source,
         )
+        if unreachable:
+            raise InvalidError(unreachable)
+        return made
 
     events = jobs.submit(job, request_digest, submitted)
     created = _created(request, prompt, prompt_id)
@@ -70,6 +77,7 @@ async def rerun(
     changes: Rerun,
     *,
     sources: Sources,
+    receivers: Receivers,
     idempotency_key: str | None,
     owner: str = LOCAL,
 ) -> Receipt:
@@ -77,8 +85,10 @@ async def rerun(
     job = await load(views, JOBS, job_id)
     if job is None or job.deleted_at:
         raise NotFoundError("job", job_id)
-    request = generation.rerun(job.request, changes)
-    return await submit(journal, views, registry, request, idempotency_key, sources=sources, owner=owner)
+    request = generation.rerun(job.request, changes, registry)
+    return await submit(
+        journal, views, registry, request, idempotency_key, sources=sources, receivers=receivers, owner=owner
+    )
 
 
 async def cancel(journal: Journal, views: Views, job_id: str) -> Receipt:

@@ -14,6 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from msgspec import Struct
 from msgspec.structs import replace
 
+from domain.correlation import Correlation
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.ab_tests import (
@@ -50,6 +51,7 @@ class ABTest(Struct, frozen=True, kw_only=True):
     left_out: tuple[int, ...] = ()
     ready_at: str | None = None
     closed_at: str | None = None
+    correlation: Correlation | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -76,9 +78,10 @@ AB_TESTS: Final = View(
     ABTest,
     fields=lambda test: {
         "status": test.status,
+        "user_id": test.request.user_id,
         "adapter_id": tuple(dict.fromkeys(arm.id for arm in (test.request.adapter_a, test.request.adapter_b) if arm)),
     },
-    filters=("status", "adapter_id"),
+    filters=("status", "user_id", "adapter_id"),
     several=("adapter_id",),
 )
 AB_VOTES: Final = View(
@@ -129,6 +132,8 @@ def submissions(test: ABTestCreated) -> Iterator[JobSubmitted]:
                 seeds=[pair.seed],
                 duration=test.duration,
                 sampling=test.sampling,
+                parameters=test.parameters,
+                lyrics=test.lyrics,
                 adapter=adapter,
                 user_id=test.user_id,
                 ab_test_id=test.ab_test_id,
@@ -231,6 +236,7 @@ def begun(event: ABTestCreated, recorded: Recorded) -> ABTest:
         created_at=recorded.time,
         partition=recorded.position.partition,
         position=recorded.position.offset,
+        correlation=recorded.correlation,
         outcomes=(Outcome(recorded.id, recorded.type),),
     )
 

@@ -28,6 +28,7 @@ from domain.events.adapters import (
     AdapterRegistered,
 )
 from domain.events.jobs import AdapterSnapshot
+from domain.lora import CHANCE, PREFERENCE
 from domain.outcomes import Outcome, judge
 from domain.ports import View
 from domain.prompts import CONTROL, control_faults
@@ -185,7 +186,14 @@ def snapshot(adapter: Adapter | None, id_: str, pointer: str) -> AdapterSnapshot
         base_revision=request.base_revision,
         storage_path=request.storage_path,
         sha256=request.sha256,
+        has_preference=has_preference(request),
     )
+
+
+def has_preference(registration: AdapterRegistered) -> bool:
+    """Whether a preference model is among its files which tells held-out pairs apart better than chance."""
+    names = {file.name for file in registration.files}
+    return names.issuperset(PREFERENCE) and registration.metrics.get("pair_accuracy_chance", 1.0) < CHANCE
 
 
 def begun(event: AdapterRegistered, recorded: Recorded) -> Adapter:

@@ -13,7 +13,18 @@ from msgspec import Struct
 from domain.events import Erased, Event, Recorded, progress
 from domain.ports import Topic
 
-SLICES: Final = ("prompts", "jobs", "feedback", "adapters", "models", "ab_tests", "datasets", "trainings")
+SLICES: Final = (
+    "prompts",
+    "jobs",
+    "feedback",
+    "adapters",
+    "models",
+    "ab_tests",
+    "datasets",
+    "trainings",
+    "webhooks",
+    "keys",
+)
 
 
 class Aggregate(Struct, frozen=True):

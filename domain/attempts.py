@@ -3,6 +3,7 @@
 `running` is the thing's status while an attempt holds it, `what` its name in refusals.
 """
 
+from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec.structs import replace
@@ -36,6 +37,14 @@ def started(thing: A, what: str, running: str, attempt: int, worker_id: str, **c
     lost = thing.lost + 1 if thing.status == running else thing.lost
     claimed = {"status": running, "attempt": attempt, "worker_id": worker_id, "lost": lost}
     return _replace(thing, **claimed, retry_at=None, error=None, **changes)
+
+
+def rest(now: str, retry_at: str) -> float:
+    """The seconds between; 0 for a day that its month does not have, which no pattern can tell."""
+    try:
+        return (datetime.fromisoformat(retry_at) - datetime.fromisoformat(now)).total_seconds()
+    except ValueError:
+        return 0.0
 
 
 def not_running(thing: Attempted, what: str, running: str, attempt: int) -> str | None:

@@ -40,6 +40,8 @@ def faults(kept: Continuation, source: Source, model: Model, duration: float) ->
     if source.model_id != model.id:
         detail = f"The {named} was made by {source.model_id}, but the current model is {model.id}; "
         yield Fault("/continue_from", f"{detail}a sample can only be continued by its own model.")
+    elif not model.may("continuation"):
+        yield Fault("/continue_from", f"{model.id} cannot continue the {named}; leave continue_from out.")
     elif not MIN_DURATION <= kept.seconds <= source.duration:
         yield Fault(
             "/continue_seconds",

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from domain import attempts
 from domain.attempts import MAX_FAILURES
+from domain.correlation import Correlation
 from domain.errors import ConflictError, Fault, InvalidError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.datasets import (
@@ -84,6 +85,7 @@ class Dataset(Struct, frozen=True, kw_only=True):
     erased_feedback: tuple[str, ...] = ()
     erased_jobs: tuple[str, ...] = ()
     items_left: int | None = None
+    correlation: Correlation | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -222,6 +224,7 @@ def begun(event: DatasetCreated, recorded: Recorded) -> Dataset:
         created_at=recorded.time,
         partition=recorded.position.partition,
         position=recorded.position.offset,
+        correlation=recorded.correlation,
         outcomes=(Outcome(recorded.id, recorded.type),),
     )
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from domain.aggregates import EVENTS, TOPICS
+from domain.correlation import ID_HEADER, TRACE_HEADER, Correlation, of_record
 from domain.errors import Fault, InvalidError, UnknownVersionError
 from domain.events import Erased, Event, Recorded, Undecodable, UnknownEvent, cloud_type, timestamp
 from domain.ports import Message, Record
@@ -20,7 +21,7 @@ STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 BRACKETS: Final = re.compile(rb"[\[\]{}]")
 
 
-def encode(event: Event | Erased, *, event_id: str, time: str) -> Message:
+def encode(event: Event | Erased, *, event_id: str, time: str, correlation: Correlation | None = None) -> Message:
     """Raises InvalidError for an event out of the bounds that its readers hold it to."""
     headers = {
         "ce_specversion": "1.0",
@@ -29,9 +30,11 @@ def encode(event: Event | Erased, *, event_id: str, time: str) -> Message:
         "ce_type": cloud_type(type(event)) if isinstance(event, Event) else "",
         "ce_time": time,
         "ce_subject": event.key,
-        "ce_correlationid": event.key,
+        ID_HEADER: correlation.id if correlation else event.key,
         "content-type": "application/json",
     }
+    if correlation and correlation.traceparent:
+        headers[TRACE_HEADER] = correlation.traceparent
     if isinstance(event, Event):
         value = _encoder.encode(event)
         try:
@@ -50,7 +53,8 @@ def decode(record: Record) -> Recorded:
 
     def recorded(event: Event | Erased | UnknownEvent | Undecodable) -> Recorded:
         event_id = record.headers.get("ce_id", str(record.position))
-        return Recorded(position=record.position, key=record.key, id=event_id, time=time, event=event)
+        correlation = of_record(record.headers, record.key)
+        return Recorded(record.position, record.key, event_id, time, event, correlation)
 
     if record.value is None:
         topic = TOPICS.get(record.position.topic)

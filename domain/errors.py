@@ -45,8 +45,20 @@ class DamagedError(Text2SongError):
     """What is stored is not what was stored, and nobody can get it as it was."""
 
 
+class FailedError(Text2SongError):
+    """What was asked for was tried, and could not be made."""
+
+
 class UnavailableError(Text2SongError):
     """A server or disk did not answer; nothing was written, and the same call may be made again."""
+
+
+class RefusedError(UnavailableError):
+    """A server that answers and does not let this process in: who starts does not wait for it."""
+
+
+class DeniedError(Text2SongError):
+    """A process cannot start until somebody corrects its settings or its server."""
 
 
 class UncertainError(Text2SongError):

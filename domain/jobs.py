@@ -10,14 +10,15 @@ Events on the log are proposals. `evolve` takes the first valid one in partition
 reason that stays on the job, so that every reader sees the same job and the API can say what became of a request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from domain import attempts
+from domain import attempts, candidates
 from domain.attempts import MAX_FAILURES
+from domain.correlation import Correlation
 from domain.errors import ConflictError, KeyReusedError, NotFoundError
 from domain.events import Recorded
 from domain.events.jobs import (
@@ -74,6 +75,7 @@ class Job(Struct, frozen=True, kw_only=True):
     deleted_at: str | None = None
     purged_at: str | None = None
     silenced: int | None = None
+    correlation: Correlation | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -91,14 +93,29 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> list[int]:
-        """The indexes of the samples still to be made."""
+        """The indexes of the samples still to be made, candidates among them."""
         made = {sample.event.index for sample in self.samples}
         return [index for index in range(len(self.request.seeds)) if index not in made]
 
     @property
     def audible(self) -> tuple[Sample, ...]:
         """The samples a listener may have: none of a deleted, cancelled or purged job."""
-        return () if self.is_silent else self.samples
+        return () if self.is_silent else self.kept
+
+    @property
+    def rows(self) -> Iterator[list[Sample]]:
+        """The candidates of each sample that is decided; without `best_of`, that is the sample itself."""
+        return candidates.groups(self.samples, len(self.request.seeds), self.request.best_of)
+
+    @property
+    def kept(self) -> tuple[Sample, ...]:
+        """The best of each row."""
+        return tuple(candidates.best(row, self.request.best_of_by) for row in self.rows)
+
+    @property
+    def wanted(self) -> int:
+        """How many samples were asked for."""
+        return -(-len(self.request.seeds) // self.request.best_of)
 
     @property
     def is_silent(self) -> bool:
@@ -122,10 +139,13 @@ JOBS: Final = View(
         "adapter_id": job.request.adapter.id if job.request.adapter else None,
         "ab_test_id": job.request.ab_test_id,
         "ab_open": job.request.ab_test_id if job.is_open else None,
+        "model_id": job.request.model_id,
+        "user_id": job.request.user_id,
+        "user_status": None if job.request.user_id is None else f"{job.status} {job.request.user_id}",
         **{label: getattr(job.request, label) for label in LABELS},
         "hidden": job.deleted_at is not None,
     },
-    filters=("status", "open", "adapter_id", "ab_test_id", "ab_open", *LABELS),
+    filters=("status", "open", "adapter_id", "ab_test_id", "ab_open", "model_id", "user_id", "user_status", *LABELS),
 )
 
 
@@ -211,6 +231,7 @@ def _submitted(event: JobSubmitted, recorded: Recorded) -> Job:
         partition=recorded.position.partition,
         origin=recorded.position.offset,
         position=recorded.position.offset,
+        correlation=recorded.correlation,
         outcomes=(Outcome(recorded.id, recorded.type),),
     )
 

@@ -16,6 +16,9 @@ from domain.models import Decoder
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
+PREFERENCE: Final = ("preference.json", "preference.safetensors")
+MAX_PREFERENCE: Final = 1_000_000  # bytes of each
+CHANCE: Final = 0.05  # how often guesses may pass for a taste
 MAX_WEIGHTS: Final = 512_000_000  # bytes
 MAX_CONFIG: Final = 100_000
 MAX_RANK: Final = 128

@@ -1,7 +1,7 @@
 """The model registry: what each base model can do, the limits a request is held to, and the choice of the default."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct, convert
 from msgspec.structs import asdict, replace
@@ -10,13 +10,16 @@ from domain.errors import Fault, InvalidError
 from domain.events import Recorded
 from domain.events.models import TOPIC, ModelActivated
 from domain.events.progress import LoadedModel, WorkerAlive
+from domain.families import FAMILIES, Parameter
 from domain.ports import View
 from domain.reading import Reader, warnings
 
 MIN_DURATION: Final = 0.5
-LONGEST: Final = 300.0
+DEFAULT_DURATION: Final = 8.0
+LONGEST: Final = 300.0  # of a clip in windows, each of which continues the last
 # Of a window, this share at its end is the beginning of the next one.
 KEPT_SHARE: Final = 0.4
+STABILITY: Final = "Stability-AI-Community"
 
 
 class Decoder(Struct, frozen=True, kw_only=True):
@@ -28,12 +31,14 @@ class Decoder(Struct, frozen=True, kw_only=True):
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """`max_duration` is in seconds, `sample_rate` in Hz; `vram_gb` is what generating its longest clip needs.
+    """Durations are in seconds, `sample_rate` in Hz; `vram_gb` is what generating its longest clip needs.
 
-    Longer clips, of up to `max_extended_duration` seconds, are made in windows that overlap: each continues the last.
+    Longer clips than `max_duration`, of up to `max_extended_duration`, are made in windows that overlap: each continues
+    the last.
 
-    `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be told before
-    hearing it; `decoder` is None where its sizes are not known.
+    `parameters` are those it takes besides those of every request; `guidance_scale` is its default, None where it has
+    no guidance. `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be
+    told before hearing it; `decoder` is None where its sizes are not known.
     """
 
     id: str
@@ -49,6 +54,24 @@ class Model(Struct, frozen=True, kw_only=True):
     is_active: bool = False
     notice: str | None = None
     decoder: Decoder | None = None
+    min_duration: float = MIN_DURATION
+    parameters: list[Parameter] = []
+    guidance_scale: float | None = 3.0
+
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether it takes temperature, top_k and top_p, as those of a family that is not known may do."""
+        family = FAMILIES.get(self.family)
+        return family is None or family.draws_tokens
+
+    def may(self, capability: str) -> bool:
+        """Whether it can do that, as those of a family that is not known may be able to."""
+        return capability in self.capabilities or self.family not in FAMILIES
+
+    @property
+    def usual_duration(self) -> float:
+        """In seconds, where a request and its prompt name none."""
+        return max(self.min_duration, min(DEFAULT_DURATION, self.max_duration))
 
     @property
     def kept_duration(self) -> float:
@@ -64,7 +87,7 @@ NANO: Final = Model(
     sample_rate=16000,
     channels=1,
     vram_gb=0.2,
-    capabilities=["text-to-music"],
+    capabilities=FAMILIES["musicgen"].capabilities,
     license="Apache-2.0",
     notice="This model is tiny and learnt from synthesised songs alone: it sketches what is asked for.",
     decoder=Decoder(layers=6, hidden=256, inner=768),
@@ -78,45 +101,119 @@ NOISE: Final = Model(
     sample_rate=32000,
     channels=1,
     vram_gb=0.1,
-    capabilities=["text-to-music"],
+    capabilities=FAMILIES["musicgen"].capabilities,
     license="Apache-2.0",
     notice="This model has random weights: what it makes is noise for checking the wiring, not music.",
     decoder=Decoder(layers=2, hidden=64, inner=128),
 )
 
 
-SIZES: Final = {
-    "small": Decoder(layers=24, hidden=1024, inner=4096),
-    "medium": Decoder(layers=48, hidden=1536, inner=6144),
-    "large": Decoder(layers=48, hidden=2048, inner=8192),
-}
+SMALL: Final = Decoder(layers=24, hidden=1024, inner=4096)
+MEDIUM: Final = Decoder(layers=48, hidden=1536, inner=6144)
+LARGE: Final = Decoder(layers=48, hidden=2048, inner=8192)
 
 
-def _musicgen(name: str, vram_gb: float, *, channels: int = 1) -> Model:
+def _musicgen(name: str, vram_gb: float, decoder: Decoder) -> Model:
     return Model(
         id=f"facebook/musicgen-{name}",
         family="musicgen",
         max_duration=30.0,
         max_extended_duration=LONGEST,
         sample_rate=32000,
-        channels=channels,
+        channels=2 if name.startswith("stereo") else 1,
         vram_gb=vram_gb,
-        capabilities=["text-to-music"],
+        capabilities=capabilities("musicgen", stereo=name.startswith("stereo")),
         license="CC-BY-NC-4.0",
-        decoder=SIZES[name.removeprefix("stereo-")],
+        decoder=decoder,
     )
+
+
+def _diffusion(id_: str, family: str, seconds: float, vram_gb: float, license_: str, **own: Any) -> Model:
+    """In stereo at 44.1 kHz, and as its family, unless its `own` values say otherwise."""
+    found = FAMILIES[family]
+    fields = {
+        "max_duration": seconds,
+        "max_extended_duration": seconds,
+        "sample_rate": 44100,
+        "channels": 2,
+        "min_duration": found.min_duration,
+        "guidance_scale": found.guidance_scale,
+        **own,
+    }
+    return Model(
+        id=id_,
+        family=family,
+        vram_gb=vram_gb,
+        license=license_,
+        parameters=found.parameters,
+        capabilities=capabilities(family, stereo=fields["channels"] == 2),
+        **fields,
+    )
+
+
+def capabilities(family: str, *, stereo: bool) -> list[str]:
+    return [*FAMILIES[family].capabilities, *(["stereo"] if stereo else [])]
 
 
 KNOWN: Final = (
     NANO,
     NOISE,
-    _musicgen("small", 4),
-    _musicgen("medium", 10),
-    _musicgen("large", 18),
-    _musicgen("stereo-small", 4, channels=2),
-    _musicgen("stereo-medium", 10, channels=2),
-    _musicgen("stereo-large", 18, channels=2),
+    _musicgen("small", 4, SMALL),
+    _musicgen("medium", 10, MEDIUM),
+    _musicgen("large", 18, LARGE),
+    _musicgen("stereo-small", 4, SMALL),
+    _musicgen("stereo-medium", 10, MEDIUM),
+    _musicgen("stereo-large", 18, LARGE),
+    _musicgen("melody", 10, MEDIUM),
+    _musicgen("melody-large", 18, LARGE),
+    _musicgen("stereo-melody", 10, MEDIUM),
+    _musicgen("stereo-melody-large", 18, LARGE),
+    _diffusion(
+        "riffusion/riffusion-model-v1",
+        "riffusion",
+        300.0,
+        4,
+        "CreativeML-OpenRAIL-M",
+        channels=1,
+    ),
+    # Its guidance is part of its weights.
+    _diffusion(
+        "ACE-Step/acestep-v15-xl-turbo-diffusers", "ace-step", 600.0, 20, "MIT", sample_rate=48000, guidance_scale=None
+    ),
+    _diffusion("stabilityai/stable-audio-open-1.0", "stable-audio", 47.0, 8, STABILITY),
+    _diffusion("stabilityai/stable-audio-3-small-music", "stable-audio-3", 120.0, 4, STABILITY),
+    _diffusion("stabilityai/stable-audio-3-medium", "stable-audio-3", 380.0, 10, STABILITY),
 )
+
+
+# DiffRhythm writes whole songs with lyrics; this does so too.
+STAND_IN: Final = next(model for model in KNOWN if model.family == "ace-step")
+
+
+def is_stood_in_for(model_id: str) -> bool:
+    return "diffrhythm" in model_id.lower()
+
+
+def stand_in_warnings(asked: str | None, model: Model) -> list[str]:
+    """That another model than the one asked for makes the music, where that is so."""
+    if asked is None or asked == model.id:
+        return []
+    return [f"{asked} has no engine here: {model.id}, which writes whole songs with lyrics too, makes this instead."]
+
+
+def described(model: Model) -> Model:
+    """The model with what is known of it, or else of its family, where it does not say what it takes."""
+    family = FAMILIES.get(model.family)
+    if family is None or model.parameters or not family.parameters:
+        return model
+    known = next((known for known in KNOWN if known.id == model.id), None)
+    return replace(
+        model,
+        parameters=family.parameters,
+        capabilities=capabilities(model.family, stereo=model.channels == 2),
+        guidance_scale=known.guidance_scale if known else family.guidance_scale,
+        min_duration=max(model.min_duration, family.min_duration),
+    )
 
 
 WORKING: Final = frozenset({"ready", "busy"})
@@ -184,6 +281,7 @@ class Registry:
         for alive in workers:
             if alive.state in WORKING:
                 self.workers.setdefault(alive.model_id, []).append(alive)
+        start = described(start)
         models = {start.id: start, **{model.id: model for model in known if model.id != start.id}}
         for id_, working in self.workers.items():
             if loaded := working[-1].model:
@@ -202,6 +300,8 @@ class Registry:
         if model_id is None or model_id == self.active.id:
             return self.active
         model = self.find(model_id)
+        if model is None and is_stood_in_for(model_id):
+            return self._stand_in(model_id)
         if model is not None and model_id in self.workers:
             return model
         if model is not None:
@@ -213,6 +313,24 @@ class Registry:
             names = ", ".join(model.id for model in self.models)
             detail = f"Model {model_id} is unknown; the active model is {self.active.id}, the known ones are {names}."
         raise InvalidError([Fault("/model_id", detail)])
+
+    def _stand_in(self, model_id: str) -> Model:
+        """Raises InvalidError where no worker has one."""
+        for model in self.models:
+            if model.family == STAND_IN.family and (model.is_active or model.id in self.workers):
+                return model
+        detail = (
+            f"{model_id} has no engine here; {STAND_IN.id} stands in for it, but no worker has that loaded. Start the "
+            f"studio or a worker with TEXT2SONG_MODEL={STAND_IN.id}, or leave model_id out."
+        )
+        raise InvalidError([Fault("/model_id", detail)])
+
+    def family(self, model_id: str | None) -> str:
+        """The family of a model, None meaning the active one; of one that nobody knows, its id."""
+        model = self.active if model_id is None else self.find(model_id)
+        if model is None and is_stood_in_for(model_id or ""):
+            return STAND_IN.family
+        return model.family if model else model_id or ""
 
     def activable(self, model_id: str) -> Model:
         """The model, if a worker has it, or if it was active at the start. Raises InvalidError."""
@@ -234,6 +352,9 @@ def _told(known: Model | None, id_: str, loaded: LoadedModel) -> Model:
     """A model as its workers tell of it, where this process does not know better."""
     if known is None:
         longest = loaded.max_extended_duration or loaded.max_duration
-        computed = {"id": id_, "capabilities": ["text-to-music"], "max_extended_duration": longest}
-        return convert(asdict(loaded) | computed, Model)
+        can = (
+            capabilities(loaded.family, stereo=loaded.channels == 2) if loaded.family in FAMILIES else ["text-to-music"]
+        )
+        computed = {"id": id_, "capabilities": can, "max_extended_duration": longest}
+        return described(convert(asdict(loaded) | computed, Model))
     return replace(known, revision=known.revision or loaded.revision)

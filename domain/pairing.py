@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Final
 from zlib import crc32
 
-from msgspec import Meta, Struct, convert
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from domain import prompts
+from domain import parameters, prompts
 from domain.ab_tests import prompt_id
 from domain.errors import Fault, InvalidError
 from domain.events import MAX_LABEL
 from domain.events.ab_tests import MAX_PAIRS, ABTestCreated, Pair
-from domain.events.jobs import SEEDS, AdapterSnapshot, Sampling
+from domain.events.jobs import SEEDS, AdapterSnapshot
 from domain.events.prompts import PromptAttributes
-from domain.generation import DEFAULT_DURATION, GenerationRequest, adapter_faults, bound_faults, worded
+from domain.generation import GenerationRequest, adapter_faults, bound_faults, worded
 from domain.models import Registry
 from domain.prompts import Prompt, control_faults, is_visible
 from domain.trials import PAIRS_A_CATCH
@@ -40,10 +40,12 @@ class ABTestRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     temperature: float = 1.0
     top_k: int = 250
     top_p: float = 1.0
-    guidance_scale: float = 3.0
+    guidance_scale: float | UnsetType = UNSET
     model_id: str | None = None
     catch_trials: int = 0
     user_id: str | None = None
+    parameters: dict[str, bool | int | float | str] | None = None
+    lyrics: str | None = None
 
 
 def check(request: ABTestRequest) -> None:
@@ -68,9 +70,10 @@ def creation(
     if duration is None:
         own = {attributes.duration for _, _, attributes in wanted}
         agreed = own.pop() if len(own) == 1 else None
-        duration = min(DEFAULT_DURATION, model.max_duration) if agreed is None else agreed
-    asked = convert(request, GenerationRequest, from_attributes=True)
-    faults = [*bound_faults(asked, model, duration)]
+        duration = model.usual_duration if agreed is None else agreed
+    shared = set(GenerationRequest.__struct_fields__).intersection(request.__struct_fields__)
+    asked = GenerationRequest(**{name: getattr(request, name) for name in shared})
+    faults = [*bound_faults(asked, model, duration), *parameters.faults(asked, model, registry.models)]
     for name, adapter in zip(("adapter_a", "adapter_b"), adapters, strict=True):
         faults += adapter_faults(adapter, model, f"/{name}")
     if faults:
@@ -78,7 +81,7 @@ def creation(
     first = crc32(ab_test_id.encode()) if request.seed is None else request.seed
     pairs: list[Pair] = []
     for ident, text, attributes in wanted:
-        words = worded(text, attributes, model, registry)
+        words = worded(text, attributes, model, registry, request.model_id)
         for _ in range(request.pairs_per_prompt):
             pairs.append(Pair(prompt_id=ident, prompt=text, seed=(first + len(pairs)) % SEEDS, **words))
     return ABTestCreated(
@@ -90,7 +93,9 @@ def creation(
         duration=duration,
         adapter_a=adapters[0],
         adapter_b=adapters[1],
-        sampling=convert(request, Sampling, from_attributes=True),
+        sampling=parameters.sampling(asked, model),
+        parameters=parameters.settled(asked, model),
+        lyrics=request.lyrics,
         catch_trials=request.catch_trials,
         user_id=request.user_id,
         request_digest=digest,

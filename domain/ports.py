@@ -307,3 +307,15 @@ class ObjectStore(Protocol):
         """Removes the object of that key and every object below `prefix/`; returns how many."""
 
     async def close(self) -> None: ...
+
+
+class Counters(Protocol):
+    """Numbers that all processes of a studio count together, such as requests in a window of time."""
+
+    async def add(self, name: str, amount: int, expires_at: float) -> int:
+        """The sum of all that was added under the name, this too; it may be forgotten from then on, in Unix time.
+
+        Raises UnavailableError. Then it may have been added.
+        """
+
+    async def close(self) -> None: ...

@@ -42,7 +42,7 @@ class Prompt(Struct, frozen=True, kw_only=True):
     position: int
 
 
-PROMPTS: Final = View("prompts", Prompt)
+PROMPTS: Final = View("prompts", Prompt, fields=lambda prompt: {"user_id": prompt.user_id}, filters=("user_id",))
 
 
 def own_id(job_id: str) -> str:

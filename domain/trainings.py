@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from domain import attempts, datasets
 from domain.adapters import IDENTIFIER
 from domain.attempts import MAX_FAILURES
+from domain.correlation import Correlation
 from domain.datasets import Dataset
 from domain.errors import ConflictError, Fault, InvalidError, KeyReusedError, NotFoundError
 from domain.events import MAX_LABEL, Recorded
@@ -83,6 +84,7 @@ class Training(Struct, frozen=True, kw_only=True):
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
+    correlation: Correlation | None = None
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -108,9 +110,10 @@ TRAININGS: Final = View(
     fields=lambda training: {
         "status": training.status,
         "open": training.is_open,
+        "user_id": training.request.user_id,
         **{name: getattr(training.request, name) for name in FILTERS},
     },
-    filters=("status", "open", *FILTERS),
+    filters=("status", "open", "user_id", *FILTERS),
 )
 
 
@@ -221,6 +224,7 @@ def _requested(event: TrainingRequested, recorded: Recorded) -> Training:
         partition=recorded.position.partition,
         origin=recorded.position.offset,
         position=recorded.position.offset,
+        correlation=recorded.correlation,
         outcomes=(Outcome(recorded.id, recorded.type),),
     )
 

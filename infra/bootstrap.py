@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from domain.errors import UnavailableError
-from domain.ports import EventLog, ObjectStore, ReadStore
+from domain.ports import Counters, EventLog, ObjectStore, ReadStore
 from infra.settings import Settings
 from infra.storage.file_objects import FileObjects
+from infra.storage.sqlite_counters import SqliteCounters
 from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from projections.project import VIEWS
 from workers.reactions import PROGRESS
 
-A = TypeVar("A", bound=EventLog | ReadStore | ObjectStore)
+A = TypeVar("A", bound=EventLog | ReadStore | ObjectStore | Counters)
 
 
 @contextlib.asynccontextmanager
@@ -50,6 +51,21 @@ async def open_log(settings: Settings) -> EventLog:
     from infra import cluster
 
     return await cluster.kafka_log(settings)
+
+
+@contextlib.asynccontextmanager
+async def counters(settings: Settings) -> AsyncIterator[Counters]:
+    """What the API's processes count together, beside the read store."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield await opened(stack, _counters(settings))
+
+
+async def _counters(settings: Settings) -> Counters:
+    if settings.store == "sqlite":
+        return await SqliteCounters.open(_folder(settings) / "counters.db")
+    from infra import cluster
+
+    return await cluster.mongo_counters(settings)
 
 
 async def _store(settings: Settings) -> ReadStore:

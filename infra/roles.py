@@ -3,38 +3,48 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import uvicorn
 from uuid_utils import uuid7
 
 from api.app import create_app
+from api.http.entrance import ABORT
 from api.http.feed import Feed
-from api.http.hosts import AllowedHosts
+from api.http.hosts import AllowedHosts, origins
+from api.http.limits import Limiter
+from api.http.quota import Quota
 from api.http.renditions import Renditions
 from api.http.sealing import Seals
 from api.http.services import Services
+from commands import keys
 from commands.adapters import register
 from commands.waiting import StoredViews
 from domain.datasets import Dataset
 from domain.errors import UnavailableError
 from domain.events import timestamp
 from domain.journal import Journal, until_done
+from domain.keys import Key, KeyRequest
 from domain.models import KNOWN, Registry
-from domain.ports import EventLog, ObjectStore, ReadStore
-from infra import bootstrap
-from infra.settings import Settings, unusable
+from domain.ports import Counters, EventLog, ObjectStore, ReadStore
+from domain.trainings import Training
+from domain.webhooks import Delivery
+from infra import bootstrap, logs, tracing
+from infra.loopback import is_loopback_alone
+from infra.serving import Patience, Server, listen, protocol
+from infra.settings import Settings, path, unusable
 from projections.freshness.current import CurrentViews
 from projections.freshness.folded import Folded
 from projections.freshness.tail import Tail
 from projections.freshness.watermarks import Watermarks
 from projections.hosts.local import LocalHost
-from workers import dataset_rebuild, generation, mastering, purging, trainings
+from workers import dataset_rebuild, generation, mastering, purging, trainings, webhooks
 from workers import datasets as building
 from workers.ab_tests import ABTestReaction
 from workers.adapters import AdapterFiles
@@ -49,10 +59,17 @@ from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.loading import load
 from workers.engines.reading import reader
 from workers.feedback import ErasureOfFeedback, has_feedback
+from workers.outgoing import Receivers
 from workers.purging import PurgeOfDeleted
 from workers.reactions import Reaction, Reactions
+from workers.tracks import TracksInFolder
+from workers.trade import BrokenError
+from workers.webhooks import QueueingOfWebhooks
 
 PATIENCE_SECONDS: Final = 5.0
+REST_SECONDS: Final = 60.0
+
+logger: Final = logging.getLogger(__name__)
 
 
 class Purged(NamedTuple):
@@ -72,13 +89,14 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
     """
     checkpoint = resolve(settings.model)
     registry = Registry(checkpoint.model, reader=reader(checkpoint))
-    async with bootstrap.adapters(settings) as (log, store, objects):
-        services = _services(log, store, LocalHost(log, store), registry, _renditions(settings, objects))
+    async with bootstrap.adapters(settings) as (log, store, objects), bootstrap.counters(settings) as counters:
+        services = _services(settings, (log, store, objects), LocalHost(log, store), registry, counters)
         working = partial(_work, settings, checkpoint, log, store, objects)
         reacting = _reactions(settings, log, store, objects, services.folded).run
-        building_datasets = _builder(settings, log, store, objects).run
-        learning = partial(_learn, settings, log, store, objects, services.folded)
-        async with _http(settings, services, working, reacting, building_datasets, learning) as url:
+        building_datasets = partial(_again, "The builder of datasets", _builder(settings, log, store, objects))
+        learning = partial(_again, "The trainer", _trainer(settings, log, store, objects, services.folded))
+        sending = _sender(settings, log, store, objects).run
+        async with _http(settings, services, working, reacting, building_datasets, learning, sending) as url:
             yield url
 
 
@@ -86,8 +104,8 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
 async def api(settings: Settings) -> AsyncIterator[str]:
     """The API alone, behind its URL: other processes fold the views and generate. Raises as `studio` does."""
     registry = _registry(settings.model)
-    async with bootstrap.adapters(settings) as (log, store, objects):
-        services = _services(log, store, Watermarks(log, store), registry, _renditions(settings, objects))
+    async with bootstrap.adapters(settings) as (log, store, objects), bootstrap.counters(settings) as counters:
+        services = _services(settings, (log, store, objects), Watermarks(log, store), registry, counters)
         async with _http(settings, services) as url:
             yield url
 
@@ -105,7 +123,8 @@ async def react(settings: Settings) -> None:
         folded = Watermarks(log, store)
         tasks.create_task(folded.run())
         tasks.create_task(_reactions(settings, log, store, objects, folded).run())
-        tasks.create_task(_builder(settings, log, store, objects).run())
+        tasks.create_task(_again("The builder of datasets", _builder(settings, log, store, objects)))
+        tasks.create_task(_sender(settings, log, store, objects).run())
 
 
 async def learn(settings: Settings) -> None:
@@ -113,7 +132,7 @@ async def learn(settings: Settings) -> None:
     async with bootstrap.adapters(settings) as (log, store, objects), asyncio.TaskGroup() as tasks:
         folded = Watermarks(log, store)
         tasks.create_task(folded.run())
-        tasks.create_task(_learn(settings, log, store, objects, folded))
+        tasks.create_task(_trainer(settings, log, store, objects, folded)().run())
 
 
 async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated: bool = False) -> Purged:
@@ -133,8 +152,29 @@ async def purge(settings: Settings, age: timedelta, *, dry_run: bool, keep_rated
             if not dry_run:
                 await purging.purge(journal, objects, job)
             jobs += 1
-            size += sum(sample.event.size for sample in job.samples)
+            size += sum(sample.event.size for sample in job.kept)
         return Purged(jobs, size, kept)
+
+
+async def create_key(settings: Settings, request: KeyRequest) -> tuple[Key, str]:
+    """On the log itself, whether a studio runs on it or not: the key and its text. Raises InvalidError."""
+    async with contextlib.AsyncExitStack() as stack:
+        return await keys.create_on(_journal(await bootstrap.opened(stack, bootstrap.open_log(settings))), request)
+
+
+async def list_keys(settings: Settings) -> list[Key]:
+    """Newest first. Raises UnavailableError where there is no studio."""
+    _check_studio(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        found = await keys.logged(await bootstrap.opened(stack, bootstrap.open_log(settings)))
+    return sorted(found.values(), key=lambda key: (key.created_at, key.id), reverse=True)
+
+
+async def revoke_key(settings: Settings, key_id: str) -> Key:
+    """Raises NotFoundError, and UnavailableError where there is no studio."""
+    _check_studio(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        return await keys.revoke_on(_journal(await bootstrap.opened(stack, bootstrap.open_log(settings))), key_id)
 
 
 async def rebuild_dataset(settings: Settings, dataset_id: str) -> tuple[Dataset, Rebuilt]:
@@ -155,10 +195,15 @@ def _check_studio(settings: Settings) -> None:
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts:
-    """Raises InvalidError for a name that no host can have."""
+    """Raises InvalidError for a name that no host can have, and for what is no origin of a page."""
+    try:
+        pages = origins(settings.cors_allow_origins.split(","))
+    except ValueError as error:
+        form = "Write origins such as https://app.example.org with commas between, or * for all."
+        raise unusable(settings, "cors_allow_origins", f"{error}. {form}") from None
     names = [name for name in (settings.allowed_hosts or "").split(",") if name.strip()]
     try:
-        return AllowedHosts.of(settings.host, socket.gethostname(), names)
+        return AllowedHosts.of(settings.host, socket.gethostname(), names, pages)
     except ValueError as error:
         form = "Write names or addresses with commas between, without scheme and port, or * for all."
         raise unusable(settings, "allowed_hosts", f"{error}. {form}") from None
@@ -175,23 +220,56 @@ def _registry(name: str) -> Registry:
     return Registry(checkpoint.model, reader=reader(checkpoint))
 
 
-def _services(log: EventLog, store: ReadStore, folded: Folded, registry: Registry, renditions: Renditions) -> Services:
+def _services(
+    settings: Settings,
+    stores: tuple[EventLog, ReadStore, ObjectStore],
+    folded: Folded,
+    registry: Registry,
+    counters: Counters,
+) -> Services:
+    log, store, objects = stores
     journal, tail = _journal(log), Tail(log, folded)
+    limits = {"read": settings.read_limit, "write": settings.write_limit}
     return Services(
         journal=journal,
         views=CurrentViews(store, tail, folded),
-        objects=renditions.objects,
+        objects=objects,
         registry=registry,
         folded=folded,
         tail=tail,
         feed=Feed(journal, tail),
-        renditions=renditions,
-        seals=Seals(renditions.objects),
+        renditions=Renditions(objects, settings.renditions_mb * 1_000_000),
+        seals=Seals(objects),
+        receivers=_receivers(settings),
+        track_seconds=settings.track_seconds,
+        quota=Quota(store, folded, settings.open_jobs),
+        limiter=Limiter(counters, limits),
     )
 
 
-def _builder(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore) -> Claims[Dataset]:
-    return building.worker(_journal(log), store, objects, _scratch(settings), lease=settings.lease_seconds)
+def _receivers(settings: Settings) -> Receivers:
+    return Receivers(loopback=settings.webhook_loopback)
+
+
+def _sender(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore) -> Claims[Delivery]:
+    receivers = _receivers(settings)
+    return webhooks.worker(_journal(log), store, objects, receivers, lease=settings.lease_seconds)
+
+
+async def _again(who: str, make: Callable[[], Claims[Any]]) -> None:
+    """One of several parts of a process, which takes the others down with it neither when it gives up nor later."""
+    while True:
+        try:
+            await make().run()
+        except* BrokenError as faults:
+            logger.error("%s stands still for %g s: %s", who, REST_SECONDS, faults.exceptions[0])  # noqa: TRY400
+        await asyncio.sleep(REST_SECONDS)
+
+
+def _builder(
+    settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore
+) -> Callable[[], Claims[Dataset]]:
+    return partial(building.worker, _journal(log), store, objects, _scratch(settings), lease=settings.lease_seconds)
 
 
 def _scratch(settings: Settings) -> Path:
@@ -208,21 +286,23 @@ def _reactions(settings: Settings, log: EventLog, store: ReadStore, objects: Obj
         ABTestReaction(journal, store),
         ExportOfDatasets(journal, store, objects, scratch),
         ErasureFromDatasets(journal, store, objects, folded, scratch),
+        QueueingOfWebhooks(journal, store),
     ]
+    if settings.output_dir is not None:
+        reactions.append(TracksInFolder(store, objects, path(settings, "output_dir")))
     return Reactions(journal, store, folded, reactions)
 
 
-def _renditions(settings: Settings, objects: ObjectStore) -> Renditions:
-    return Renditions(objects, settings.renditions_mb * 1_000_000)
-
-
 def _journal(log: EventLog) -> Journal:
-    return Journal(log, now=lambda: timestamp(datetime.now(UTC)), new_id=lambda: str(uuid7()))
+    return Journal(log, lambda: timestamp(datetime.now(UTC)), lambda: str(uuid7()), tracing.span)
 
 
-async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded) -> None:
+def _trainer(
+    settings: Settings, log: EventLog, store: ReadStore, objects: ObjectStore, folded: Folded
+) -> Callable[[], Claims[Training]]:
     journal = _journal(log)
-    trainer = trainings.worker(
+    return partial(
+        trainings.worker,
         journal,
         store,
         objects,
@@ -232,13 +312,14 @@ async def _learn(settings: Settings, log: EventLog, store: ReadStore, objects: O
         lease=settings.lease_seconds,
         device=settings.device,
     )
-    await trainer.run()
 
 
 async def _work(
     settings: Settings, checkpoint: Checkpoint, log: EventLog, store: ReadStore, objects: ObjectStore
 ) -> None:
-    engine = EngineProcess(load, checkpoint, settings.device)
+    log_as = partial(logs.configure, "engine", settings.log_format, settings.log_level)
+    rest = None if settings.unload_after == "off" else 60 * float(settings.unload_after)
+    engine = EngineProcess(load, checkpoint, settings.device, unload_after=rest, log=log_as)
     adapters = AdapterFiles(objects, settings.folder / "cache" / "adapters")
     try:
         await asyncio.gather(engine.start(), asyncio.to_thread(mastering.prepare))
@@ -268,17 +349,20 @@ async def _http(
     listener = listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,
+        http=protocol(Patience(), ABORT),
         lifespan="off",
+        log_config=None,
         log_level="warning",
         access_log=False,
         proxy_headers=False,
         timeout_graceful_shutdown=3,
     )
-    server = _Server(config)
+    server = Server(config)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(part()) for part in (services.folded.run, services.feed.run, *beside)]
         await services.feed.started.wait()
         await until_done(partial(services.folded.caught_up, PATIENCE_SECONDS), "The views")
+        await _check_reach(settings, services)
         answered = tasks.create_task(server.serve(sockets=[listener]))
         try:
             # Or else the garbage collector looks through every module again and again while requests pass.
@@ -294,24 +378,15 @@ async def _http(
                 task.cancel()
 
 
-class _Server(uvicorn.Server):
-    """Leaves the signals alone: there is more to stop than the server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises UnavailableError for an address that cannot be had."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+async def _check_reach(settings: Settings, services: Services) -> None:
+    """Raises UnavailableError for a studio without keys that others than this machine can reach."""
+    if settings.open or is_loopback_alone(settings.host) or not services.feed.keys.is_open:
+        return
+    # A first key may stand in what was not read yet.
+    await services.tail.begun()
+    if services.feed.keys.is_open:
         raise UnavailableError(
-            f"Cannot listen on {host} port {port}: {reason}. Choose another with --host or --port."
-        ) from None
-    # asyncio does so only for sockets made with an explicit protocol, and without it every answer waits 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+            f"This studio has no keys, so that everybody who reaches {settings.host} could use it. Make the first key "
+            "with `text2song keys create --owner NAME --scope admin`, listen on 127.0.0.1, or set TEXT2SONG_OPEN=true "
+            "where a proxy asks who comes."
+        )

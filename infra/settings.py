@@ -13,7 +13,20 @@ from domain.errors import Fault, InvalidError
 
 PREFIX: Final = "TEXT2SONG_"
 FILE: Final = "text2song.toml"
-PATHS: Final = ("data", "model", "kafka_ca")
+PATHS: Final = (
+    *("data", "model", "output_dir", "heartbeat"),
+    *("kafka_ca", "kafka_certificate", "kafka_key", "store_ca", "store_certificate", "s3_ca"),
+)
+# Each is also read from the file that the variable with _FILE names.
+SECRETS: Final = ("key", "store", "kafka_password", "s3_access_key", "s3_secret_key")
+ENVIRONMENT: Final = "environment "
+# Variables that other programs of the kind have; those with the prefix go before.
+UNPREFIXED: Final = {
+    "port": "PORT",
+    "output_dir": "OUTPUT_DIR",
+    "cors_allow_origins": "CORS_ALLOW_ORIGINS",
+    "otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
+}
 HIDDEN: Final = "********"
 # From the first colon behind the scheme to the last @: a password may hold each of the characters that end one.
 PASSWORD: Final = re.compile(r"^([^:/]*:/+)?+([^:]*):.*@", re.DOTALL)
@@ -23,6 +36,8 @@ SPEAKING: Final = re.compile("password|passwd|token|secret|credential", re.IGNOR
 Text = Annotated[str, Meta(min_length=1)]
 Device = Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")]
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,100}$")]
+Limit = Annotated[str, Meta(pattern="^(off|[1-9][0-9]{0,8}/(second|minute|hour|day))$")]
+Minutes = Annotated[str, Meta(pattern=r"^(off|[0-9]{1,6}(\.[0-9]{1,6})?)$")]
 Url = Annotated[str, Meta(pattern="^https?://.+$")]
 
 
@@ -37,13 +52,49 @@ class Settings(Struct, frozen=True, kw_only=True):
     data: Annotated[Text, Meta(description="folder that keeps everything; a restart on it goes on where it was")] = (
         "text2song-data"
     )
-    model: Annotated[Text, Meta(description="a known model, or the folder of a MusicGen checkpoint")] = (
-        "text2song/musicgen-nano"
-    )
+    model: Annotated[Text, Meta(description="a known model, or the folder of a checkpoint")] = "text2song/musicgen-nano"
     device: Annotated[Device | None, Meta(description="cpu or cuda, by default what there is")] = None
+    unload_after: Annotated[
+        Minutes, Meta(description="minutes without a job after which a worker unloads its model until the next; or off")
+    ] = "off"
     lease_seconds: Annotated[float, Meta(ge=1, le=3600, description="how long a silent worker keeps its jobs")] = 6.0
     renditions_mb: Annotated[
         int, Meta(ge=0, le=1_000_000_000, description="MB of formats other than FLAC that are kept, to be sent again")
+    ] = 1_000
+    track_seconds: Annotated[
+        float, Meta(ge=0, le=3600, description="how long POST /api/generate waits for its track before it answers 202")
+    ] = 120.0
+    output_dir: Annotated[
+        Text | None, Meta(description="folder that finished tracks are also written to, as WAV and MP3")
+    ] = None
+    cors_allow_origins: Annotated[
+        Text, Meta(description="origins of other pages that may use the API, with commas between; * for all")
+    ] = "http://localhost:3000,http://localhost:5173"
+    webhook_loopback: Annotated[bool, Meta(description="send webhooks to this machine's own addresses too")] = False
+    heartbeat: Annotated[
+        Text | None, Meta(description="file that a role touches every 5 s as long as it lives, for probes")
+    ] = None
+    log_format: Annotated[Literal["text", "json"], Meta(description="how roles log on standard error")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="what roles log; info has each request")
+    ] = "warning"
+    otlp_endpoint: Annotated[
+        Url | None, Meta(description="URL of an OpenTelemetry collector that traces are sent to over HTTP")
+    ] = None
+    open: Annotated[
+        bool, Meta(description="answer without keys beyond loopback too, while there are none: behind a proxy")
+    ] = False
+    key: Annotated[Text | None, Meta(description="API key that the commands of a client send")] = None
+    read_limit: Annotated[
+        Limit | None,
+        Meta(description="GET requests of a key, or else of an address, such as 6000/minute; or off"),
+    ] = None
+    write_limit: Annotated[
+        Limit | None,
+        Meta(description="other requests of a key, or else of an address, such as 1200/minute; or off"),
+    ] = None
+    open_jobs: Annotated[
+        int, Meta(ge=1, le=1_000_000_000, description="how many open jobs the owner of a key may have")
     ] = 1_000
     log: Annotated[
         str,
@@ -63,6 +114,12 @@ class Settings(Struct, frozen=True, kw_only=True):
             description="files in the data folder, or s3://bucket",
         ),
     ] = "files"
+    store_ca: Annotated[
+        Text | None, Meta(description="file of certificates that MongoDB is checked by; connects by TLS")
+    ] = None
+    store_certificate: Annotated[
+        Text | None, Meta(description="file of this client's certificate and key, for a MongoDB that asks for one")
+    ] = None
     instance: Annotated[Name | None, Meta(description="name of this projection process, by default the host's")] = None
     kafka_prefix: Annotated[
         str, Meta(pattern="^[a-z0-9._-]{0,60}$", description="what the topics' names begin with")
@@ -77,10 +134,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     kafka_username: Annotated[Text | None, Meta(description="user of a SASL connection")] = None
     kafka_password: Annotated[Text | None, Meta(description="password of a SASL connection")] = None
     kafka_ca: Annotated[Text | None, Meta(description="file of certificates that TLS brokers are checked by")] = None
+    kafka_certificate: Annotated[
+        Text | None, Meta(description="file of this client's certificate, for TLS brokers that ask for one")
+    ] = None
+    kafka_key: Annotated[Text | None, Meta(description="file of its key, by default the certificate's")] = None
     s3_endpoint: Annotated[Url | None, Meta(description="URL of an S3 server that is not Amazon's")] = None
     s3_region: Annotated[Text, Meta(description="region of the bucket")] = "us-east-1"
     s3_access_key: Annotated[Text | None, Meta(description="access key, by default as other S3 clients find it")] = None
     s3_secret_key: Annotated[Text | None, Meta(description="its secret")] = None
+    s3_ca: Annotated[Text | None, Meta(description="file of certificates that an https endpoint is checked by")] = None
 
     @property
     def folder(self) -> Path:
@@ -118,7 +180,7 @@ def describe(environment: Mapping[str, str], **overrides: object) -> list[Settin
 
 def masked(name: str, value: str) -> str:
     """The setting's value with its secrets hidden, even in a malformed address."""
-    if name.endswith(("password", "secret_key")):
+    if name == "key" or name.endswith(("password", "secret_key")):
         return HIDDEN
     address, mark, query = PASSWORD.sub(rf"\1\2:{HIDDEN}@", value).partition("?")
     return address + mark + PAIR.sub(_masked_pair, query)
@@ -171,14 +233,17 @@ def _meaning(name: str) -> str:
 
 
 def _layers(environment: Mapping[str, str], overrides: Mapping[str, object]) -> dict[str, tuple[Any, str]]:
-    """The values given, each with its origin: the file, "environment" or "command line"."""
+    """The values given, each with its origin: the file, "environment" with the variable, or "command line"."""
     named = environment.get(f"{PREFIX}CONFIG")
     file = Path(named or FILE)
     values = {name: (value, str(file)) for name, value in _file(file, must_exist=bool(named)).items()}
     for name in Settings.__struct_fields__:
         # Files for containers write `NAME: ${NAME:-}`, which leaves a variable empty where nobody sets it.
-        if value := environment.get(PREFIX + name.upper()):
-            values[name] = (value, "environment")
+        for variable in (UNPREFIXED.get(name, ""), PREFIX + name.upper()):
+            if value := environment.get(variable):
+                values[name] = (value, ENVIRONMENT + variable)
+        if name in SECRETS and (named := environment.get(variable := f"{PREFIX}{name.upper()}_FILE")):
+            values[name] = (_secret(name, variable, named, environment), ENVIRONMENT + variable)
     return values | {name: (value, "command line") for name, value in overrides.items() if value is not None}
 
 
@@ -197,14 +262,30 @@ def _file(file: Path, *, must_exist: bool) -> dict[str, Any]:
     return values
 
 
+def _secret(name: str, variable: str, file: str, environment: Mapping[str, str]) -> str:
+    if environment.get(PREFIX + name.upper()):
+        plain = PREFIX + name.upper()
+        raise InvalidError([Fault(f"/{name}", f"{plain} and {variable} are both set. Set one of them.")])
+    try:
+        value = Path(file).expanduser().read_text("utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        detail = f"{variable} is {file!r}, which cannot be read: {reason}. Name a file that holds the secret alone."
+        raise InvalidError([Fault(f"/{name}", detail)]) from None
+    if not value:
+        detail = f"{variable} is {file!r}, which is empty. Name a file that holds the secret alone."
+        raise InvalidError([Fault(f"/{name}", detail)])
+    return value
+
+
 def _unreadable(file: Path, reason: str) -> InvalidError:
     return InvalidError([Fault("", f"The settings file {file} cannot be read: {reason}.")])
 
 
 def _place(name: str, origin: str) -> str:
     match origin:
-        case "environment":
-            return PREFIX + name.upper()
+        case variable if variable.startswith(ENVIRONMENT):
+            return variable.removeprefix(ENVIRONMENT)
         case "command line":
             return "--" + name.replace("_", "-")
         case file:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from domain.events import Recorded
 from domain.jobs import JOBS, Job, evolve
 from domain.ports import Changes, Query, Reader, View
-from projections.audio import AUDIO, samples
+from projections.audio import AUDIO, documents
 
 WINDOW: Final = timedelta(hours=1)
 FIRST_YEARS: Final = "0002"
@@ -58,7 +58,7 @@ async def fold(store: Reader, batch: Sequence[Recorded]) -> Changes:
     for number, records in partitions:
         tallies[number] = _fold_partition(jobs, stored.get(str(number), QueueStats(id=str(number))), records)
     changed = [job for key, job in jobs.items() if job is not before.get(key)]
-    audio = [sample for job in changed for sample in samples(job) if _audio_differs(before.get(job.id), job)]
+    audio = [sample for job in changed for sample in documents(job) if _audio_differs(before.get(job.id), job)]
     return Changes(
         [
             *((AUDIO, sample) for sample in audio),

@@ -9,11 +9,12 @@ T = TypeVar("T")
 
 
 async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
-    """The condition's first true value."""
-    end = time.monotonic() + seconds
+    """The condition's first true value; what takes long is looked at less and less often."""
+    end, pause = time.monotonic() + seconds, 0.01
     while not (value := await condition()):
         assert time.monotonic() < end, f"still {value!r} after {seconds:g} s"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.1, 0.3)
     return value
 
 

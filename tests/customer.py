@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -61,7 +61,8 @@ class Customer:
             status = self._dice.choice(["queued", "processing"])
             listed = (await self._ask("GET", "/jobs", params={"status": status}, headers=self._since)).json()["items"]
             # The retry of a submission whose answer was lost would meet a deleted job.
-            if not (jobs := [job["id"] for job in listed if job["id"] in self.accepted.keys() - self._unsure]):
+            known = self.accepted.keys() - self._unsure - self.deleted
+            if not (jobs := [job["id"] for job in listed if job["id"] in known]):
                 continue
             job_id = self._dice.choice(jobs)
             if self._dice.random() < DELETED:
@@ -74,9 +75,15 @@ class Customer:
                     # The one process that says so may be ahead of the others, and of the lists.
                     self._unsure.add(job_id)
             else:
-                done = await self._ask("DELETE", f"/generate/{job_id}", or_else=409)
+                done = await self._ask("DELETE", f"/generate/{job_id}", or_else=(404, 409))
+                if done.status_code == 404:
+                    # While it was asked again and again, the job may have been completed, judged and deleted.
+                    assert job_id in self.deleted, f"DELETE /generate/{job_id}: {done.text}"
+                    continue
                 # After a 202 the job may turn out to have been over before.
-                if (await self._look(job_id, done)).json()["status"] in {"cancelling", "cancelled"}:
+                seen = await self._look(job_id, done)
+                assert seen.is_success or job_id in self.deleted, f"GET /jobs/{job_id}: {seen.text}"
+                if seen.is_success and seen.json()["status"] in {"cancelling", "cancelled"}:
                     self.cancelled.add(job_id)
 
     async def judge(self) -> None:
@@ -198,13 +205,16 @@ class Customer:
         """The job with what that answer was about."""
         return await self._ask("GET", f"/jobs/{job_id}", or_else=404, headers=_since(since))
 
-    async def _ask(self, method: str, path: str, *, or_else: int = 200, **request: Any) -> httpx.Response:
-        """The first answer that is a success, or the other one that fits."""
+    async def _ask(
+        self, method: str, path: str, *, or_else: int | Collection[int] = (), **request: Any
+    ) -> httpx.Response:
+        """The first answer that is a success, or another one that fits."""
+        fitting = [or_else] if isinstance(or_else, int) else or_else
         async with asyncio.timeout(PATIENCE):
             while True:
                 with suppress(httpx.TransportError):
                     answer = await self._http.request(method, self._dice.choice(self.urls) + path, **request)
-                    if answer.is_success or answer.status_code == or_else:
+                    if answer.is_success or answer.status_code in fitting:
                         return answer
                     assert answer.status_code == 503, f"{method} {path}: {answer.status_code} {answer.text}"
                     assert "Retry-After" in answer.headers

@@ -1,27 +1,31 @@
 """A TCP connection that can be cut: between an adapter and its server, for tests of outages."""
 
 import asyncio
+import ssl
 from contextlib import suppress
 from typing import Self
 
 
 class Proxy:
-    """Hands bytes on in both directions. `down` refuses whoever comes; `limit` cuts after so many bytes sent."""
+    """Hands bytes on in both directions. `down` refuses whoever comes; `limit` cuts after so many bytes sent; so many
+    `lost_answers` are cut off before their first byte.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.down = False
         self.limit: int | None = None
+        self.lost_answers = 0
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     @classmethod
-    async def to(cls, address: str) -> Self:
-        """`address` is host:port."""
+    async def to(cls, address: str, context: ssl.SSLContext | None = None) -> Self:
+        """`address` is host:port. With a context it is spoken to in TLS, and speaks without it to whom it leads."""
         host, _, port = address.rpartition(":")
         self = cls(host, int(port))
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=context)
         return self
 
     @property
@@ -69,6 +73,11 @@ class Proxy:
                         self.down = True
                         self.cut()
                         return
+                if not counted and self.lost_answers:
+                    self.lost_answers -= 1
+                    writer.transport.abort()
+                    return
                 writer.write(data)
                 await writer.drain()
-            writer.write_eof()
+            if writer.can_write_eof():
+                writer.write_eof()

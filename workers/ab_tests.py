@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from domain.ab_tests import AB_TESTS, ABTest, job_ids, losses, own_prompts, readiness, ready_id, submissions
+from domain.correlation import correlated
 from domain.events import Recorded
 from domain.events.ab_tests import ABTestCreated
 from domain.events.jobs import JobCancelled, JobCancelRequested, JobCompleted, JobDeleted, JobFailed
@@ -35,8 +36,10 @@ class ABTestReaction:
             return
         for test in (await self._store.get(AB_TESTS, list(created | of))).values():
             if test.id in created and test.ready_at is None:
-                await self._submit(test)
-            await self._settle(test, {id_: job for id_, job in jobs.items() if job.request.ab_test_id == test.id})
+                with correlated(test.correlation):
+                    await self._submit(test)
+            with correlated(test.correlation):
+                await self._settle(test, {id_: job for id_, job in jobs.items() if job.request.ab_test_id == test.id})
 
     async def _submit(self, test: ABTest) -> None:
         wanted = [*own_prompts(test.request), *submissions(test.request)]

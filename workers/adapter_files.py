@@ -17,7 +17,9 @@ from domain.lora import (
     CONFIG,
     DTYPES,
     MAX_CONFIG,
+    MAX_PREFERENCE,
     MAX_WEIGHTS,
+    PREFERENCE,
     WEIGHTS,
     Config,
     Tensor,
@@ -88,8 +90,23 @@ def check(folder: Path, decoder: Decoder | None) -> Checked:
                 if not _is_finite(chunk, tensor.dtype):
                     detail = f"{WEIGHTS} has numbers in {tensor.name} that are not finite; the training has diverged."
                     _refuse([Fault("/weights", detail)])
-    files = (_described(folder / CONFIG), _file(WEIGHTS, (folder / WEIGHTS).stat().st_size, digest.hexdigest()))
+    files = (
+        _described(folder / CONFIG),
+        _file(WEIGHTS, (folder / WEIGHTS).stat().st_size, digest.hexdigest()),
+        *_preference(folder),
+    )
     return Checked(config=config, rank=rank(config), files=files, sha256=listing_digest(files))
+
+
+def _preference(folder: Path) -> Iterator[AdapterFile]:
+    """The files of a preference model, where one is kept with the adapter."""
+    paths = [folder / name for name in PREFERENCE]
+    if not all(path.is_file() for path in paths):
+        return
+    for path in paths:
+        if (size := path.stat().st_size) > MAX_PREFERENCE:
+            _refuse([Fault("/preference", f"{path.name} has {size:,} bytes; the limit is {MAX_PREFERENCE:,}.")])
+        yield _described(path)
 
 
 def listing_digest(files: Sequence[AdapterFile]) -> str:
@@ -144,7 +161,7 @@ def _entries(header: bytes) -> list[tuple[str, Any]]:
     try:
         found = json.loads(header.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        _say(f"The header of {WEIGHTS} is no JSON object that can be read: {error or 'it nests too deep'}. {WAY_OUT}")
+        _say(f"The header of {WEIGHTS} is no JSON object that can be read: {error}. {WAY_OUT}")
     if len(found) > MAX_TENSORS:
         _say(f"{WEIGHTS} has {len(found):,} tensors; the limit is {MAX_TENSORS:,}.")
     metadata = found.pop(METADATA, {})

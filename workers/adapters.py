@@ -14,16 +14,18 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from domain.errors import DamagedError
+from domain.errors import DamagedError, NotFoundError
 from domain.events.adapters import AdapterFile
 from domain.events.jobs import AdapterSnapshot
 from domain.journal import until_done
-from domain.lora import CONFIG, MAX_CONFIG, MAX_WEIGHTS, WEIGHTS
+from domain.lora import CONFIG, MAX_CONFIG, MAX_PREFERENCE, MAX_WEIGHTS, PREFERENCE, WEIGHTS
 from domain.ports import ObjectStore
 from workers.adapter_files import listing_digest
 
 LIMIT: Final = 4 * MAX_WEIGHTS
 FILES: Final = {CONFIG: MAX_CONFIG, WEIGHTS: MAX_WEIGHTS}
+# The adapter's own SHA-256 says whether it has them.
+OPTIONAL: Final = dict.fromkeys(PREFERENCE, MAX_PREFERENCE)
 WHO: Final = "The cache of adapters"
 UNFINISHED: Final = ".part"
 LOCK: Final = ".lock"
@@ -98,6 +100,9 @@ class AdapterFiles:
         try:
             await until_done(partial(self._copy, source, part), WHO)
             if (size := await asyncio.to_thread(_size, part, path.name)) is None:
+                await until_done(partial(self._copy_optional, source, part), WHO)
+                size = await asyncio.to_thread(_size, part, path.name)
+            if size is None:
                 raise DamagedError(
                     f"its files below {source!r} are damaged: their SHA-256 is not {path.name}. "
                     "Put sound copies in their place"
@@ -110,13 +115,23 @@ class AdapterFiles:
     async def _copy(self, source: str, part: Path) -> None:
         await asyncio.to_thread(part.mkdir, exist_ok=True)
         for name, limit in FILES.items():
-            size = 0
-            with await asyncio.to_thread((part / name).open, "wb") as file:
-                async for chunk in self._objects.read(f"{source}/{name}"):
-                    size += len(chunk)
-                    if size > limit:
-                        raise DamagedError(f"{source}/{name} has more bytes than the limit of {limit:,}")
-                    await asyncio.to_thread(file.write, chunk)
+            await self._copy_file(f"{source}/{name}", part / name, limit)
+
+    async def _copy_optional(self, source: str, part: Path) -> None:
+        for name, limit in OPTIONAL.items():
+            try:
+                await self._copy_file(f"{source}/{name}", part / name, limit)
+            except NotFoundError:
+                await asyncio.to_thread((part / name).unlink, missing_ok=True)
+
+    async def _copy_file(self, key: str, path: Path, limit: int) -> None:
+        size = 0
+        with await asyncio.to_thread(path.open, "wb") as file:
+            async for chunk in self._objects.read(key):
+                size += len(chunk)
+                if size > limit:
+                    raise DamagedError(f"{key} has more bytes than the limit of {limit:,}")
+                await asyncio.to_thread(file.write, chunk)
 
     async def _make_room(self, folder: Path) -> None:
         for digest in [digest for digest in self._sizes if digest not in self._users]:
@@ -145,13 +160,14 @@ def _own(parent: Path) -> tuple[Path, int]:
 def _size(folder: Path, digest: str) -> int | None:
     """Of all files together, None unless they are there and have that digest."""
     files = []
-    for name in FILES:
+    for name in (*FILES, *OPTIONAL):
         try:
             with (folder / name).open("rb") as file:
                 found = file_digest(file, "sha256").hexdigest()
                 files.append(AdapterFile(name=name, size=file.tell(), sha256=found))
         except OSError:
-            return None
+            if name in FILES:
+                return None
     return sum(file.size for file in files) if listing_digest(files) == digest else None
 
 

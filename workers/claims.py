@@ -7,14 +7,17 @@ is an event like any other: a worker runs a thing only once the fold, at that po
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
+from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
+from domain import attempts
 from domain.aggregates import AGGREGATES
+from domain.correlation import correlated
 from domain.events import MAX_ERROR, Event, Recorded, timestamp
 from domain.events.progress import TOPIC as TELEMETRY
 from domain.events.progress import WorkerAlive
@@ -22,6 +25,7 @@ from domain.frontier import Frontier
 from domain.journal import Journal, until_done
 from domain.ports import Position, Query, ReadStore, TopicPartition
 from workers.line import Line
+from workers.peers import Peers
 from workers.trade import AttemptError, BrokenError, C, Run, Trade
 
 logger = logging.getLogger(__name__)
@@ -38,7 +42,8 @@ class Claims(Generic[C]):
     """One worker. `lease` is how long a silent worker keeps what it runs, `backoff` the first wait before a retry, in
     seconds. It claims while what it runs, by size, is below `capacity`.
 
-    `turn` says a thing's rank, of which the smallest comes first, and its owner: those of one rank take turns.
+    `turn` says a thing's rank, of which the smallest comes first, and its owner: those of one rank take turns. Of one
+    owner `share` things run at once, at most. `longest_rest` bounds the wait before a retry, whatever an event says.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Claims(Generic[C]):
         lease: float = 6.0,
         backoff: float = 1.0,
         turn: Callable[[C], tuple[Any, str]] = lambda _: (0, ""),
+        share: float = inf,
+        longest_rest: float = LONGEST_REST,
     ) -> None:
         self.id = journal.new_id()
         self._journal = journal
@@ -61,6 +68,8 @@ class Claims(Generic[C]):
         self._lease = lease
         self._backoff = backoff
         self._turn = turn
+        self._share = share
+        self._longest_rest = longest_rest
         # The open things: those that wait, and those that an attempt holds or left behind.
         self._queued: dict[str, C] = {}
         self._begun: dict[str, C] = {}
@@ -72,12 +81,12 @@ class Claims(Generic[C]):
         self._runs: dict[str, Run[C]] = {}
         self._cancelling: set[str] = set()
         self._broken = asyncio.Event()
+        self._fault: BrokenError | None = None
+        self._repairs = 0
         self._checking = asyncio.Lock()
         self._frontier = Frontier()
-        # Silence is counted in heartbeats of one's own that came back: while the log is away, nobody is silent.
         self._interval = min(lease / 3, HEARTBEAT_SECONDS)
-        self._beats = 0
-        self._heard: dict[str, int] = {}
+        self._peers = Peers(self.id)
 
     async def run(self) -> None:
         """Runs until cancelled, and then gives its attempts back to the queue.
@@ -130,8 +139,7 @@ class Claims(Generic[C]):
 
     def _fold(self, recorded: Recorded) -> None:
         if isinstance(recorded.event, WorkerAlive):
-            self._beats += recorded.event.worker_id == self.id
-            self._hear(recorded.event.worker_id)
+            self._peers.hear(recorded.event.worker_id)
         if recorded.position.topic != self._topic or recorded.key in self._closed:
             return
         thing: C | None = AGGREGATES[self._topic].apply(self._known(recorded.key), recorded)
@@ -143,12 +151,6 @@ class Claims(Generic[C]):
             if not run.is_held:
                 run.stop()
 
-    def _hear(self, worker_id: str) -> None:
-        self._heard.pop(worker_id, None)
-        self._heard[worker_id] = self._beats
-        if len(self._heard) > REMEMBERED:
-            del self._heard[next(iter(self._heard))]
-
     def _take_in(self, thing: C, now: str) -> None:
         waited = self._queued.pop(thing.id, None)
         before = waited or self._begun.pop(thing.id, None)
@@ -159,13 +161,14 @@ class Claims(Generic[C]):
             return
         (self._begun if thing.is_running or thing.is_stopping else self._queued)[thing.id] = thing
         if thing.worker_id:
-            self._heard.setdefault(thing.worker_id, self._beats)
+            self._peers.meet(thing.worker_id)
         if thing.retry_at is None:
             self._rested_at.pop(thing.id, None)
         elif before is None or before.retry_at != thing.retry_at:
             # The wait is spent by a clock that never jumps.
-            self._rested_at[thing.id] = _monotonic() + min(_seconds(now, thing.retry_at), LONGEST_REST)
-        if thing.id in self._queued and (before is None or before.is_running):
+            self._rested_at[thing.id] = monotonic() + min(attempts.rest(now, thing.retry_at), self._longest_rest)
+        # One that rests no longer is lined up too: what it rested for may be hours away.
+        if thing.id in self._queued and (before is None or before.is_running or before.retry_at != thing.retry_at):
             self._line_up(thing.id)
 
     def _close(self, thing: C) -> None:
@@ -200,7 +203,8 @@ class Claims(Generic[C]):
             may_claim = size < capacity and not self._broken.is_set()
             free = self._next() if may_claim else None
             if free is not None and (not self._runs or self._trade.size(free) < inf):
-                await self._claim(free, tasks)
+                with self._about(free):
+                    await self._claim(free, tasks)
             else:
                 await self._wait_for_change(self._lease / 10)
 
@@ -211,24 +215,27 @@ class Claims(Generic[C]):
 
     def _abandoned(self) -> list[C]:
         """Things whose attempt nobody runs: their worker is silent, or is this one and lost them to a fault."""
-        silent = self._beats - self._lease / self._interval
+        beats = self._lease / self._interval
         return [
             thing
             for thing in self._begun.values()
             if thing.id not in self._runs
             and thing.id not in self._cancelling
-            and (thing.worker_id == self.id or self._heard.get(thing.worker_id or "", 0) < silent)
+            and (thing.worker_id == self.id or self._peers.is_silent(thing.worker_id, beats))
         ]
 
     def _next(self) -> C | None:
         """The most urgent thing that may be claimed."""
-        now = _monotonic()
+        now = monotonic()
         while self._resting and self._resting[0][0] <= now:
             self._line_up(heappop(self._resting)[1])
         free = [thing for thing in self._abandoned() if thing.is_running]
-        if (id_ := self._line.first(partial(self._may_go, now))) is not None:
+        if (id_ := self._line.first(partial(self._may_go, now), self._has_share)) is not None:
             free.append(self._queued[id_])
         return min(free, key=self._trade.urgency, default=None)
+
+    def _has_share(self, owner: str) -> bool:
+        return sum(self._turn(run.current)[1] == owner for run in self._runs.values()) >= self._share
 
     def _may_go(self, now: float, id_: str) -> bool:
         rested_at = self._rested_at.get(id_, now)
@@ -277,13 +284,14 @@ class Claims(Generic[C]):
 
     async def _run(self, run: Run[C]) -> None:
         """Until the attempt is over for any reason; cancelled, the attempt goes back to the queue."""
-        claimed = run.claimed
+        claimed, is_stopping = run.claimed, False
         task = run.task = asyncio.create_task(self._perform(run))
         try:
             await asyncio.wait({task})
             if not task.cancelled():
                 task.result()
         except asyncio.CancelledError:
+            is_stopping = True
             run.stop()
             await asyncio.wait({task})
             if run.is_held:
@@ -293,35 +301,47 @@ class Claims(Generic[C]):
             raise
         finally:
             del self._runs[claimed.id]
-            await self._clear_up(run)
+            await self._clear_up(run, None if not is_stopping else self._lease)
 
-    async def _clear_up(self, run: Run[C]) -> None:
+    async def _clear_up(self, run: Run[C], seconds: float | None) -> None:
         """Within a lease even when the worker is told to stop: of a thing that is closed, nobody clears up again."""
         tidying = asyncio.create_task(self._trade.tidy(run.current, run.claimed.attempt))
         try:
-            await asyncio.shield(tidying)
+            await asyncio.wait({tidying}, timeout=seconds)
+            if tidying.done():
+                tidying.result()
         except asyncio.CancelledError:
             await asyncio.wait({tidying}, timeout=self._lease)
-            tidying.cancel()
             raise
+        finally:
+            tidying.cancel()
 
     async def _perform(self, run: Run[C]) -> None:
         """Ends with the thing completed, failed or back in the queue; cancelled as soon as the claim is over."""
-        try:
-            outcome = await self._trade.perform(run)
-        except Exception as error:
-            outcome = await self._failed(run.claimed, error)
+        thing = run.claimed
+        logger.info("Attempt %d of %s %s begins.", thing.attempt, self._topic, thing.id)
+        with self._journal.span(self._trade.span, "consumer", {"text2song.key": thing.id, "attempt": thing.attempt}):
+            try:
+                outcome = await self._trade.perform(run)
+                self._repairs = 0
+            except Exception as error:
+                outcome = await self._failed(thing, error)
+        logger.info("Attempt %d of %s %s ends with %s.", thing.attempt, self._topic, thing.id, type(outcome).__name__)
         # Before it may close: nobody tidies up after a closed one again.
-        await self._trade.tidy(run.current, run.claimed.attempt)
+        await self._trade.tidy(run.current, thing.attempt)
         await self.append(outcome)
 
     async def _failed(self, thing: C, error: Exception) -> Event:
         """Only what the thing itself causes counts against it, so after anything else the worker checks itself."""
         match error:
             case AttemptError(transient=False):
+                self._repairs = 0
                 return self._trade.fail(thing, str(error)[: MAX_ERROR // 2], None)
             case AttemptError():
                 said = str(error)
+            case BrokenError():
+                said = str(error)
+                self._break(error)
             case _:
                 logger.error("Attempt %d of %s %s failed.", thing.attempt, self._topic, thing.id, exc_info=error)
                 said = f"{type(error).__name__}: {error}"
@@ -331,36 +351,46 @@ class Claims(Generic[C]):
                 try:
                     await self._trade.check()
                 except BrokenError as fault:
-                    logger.error("Worker %s is broken and claims nothing: %s", self.id, fault)  # noqa: TRY400
-                    self._broken.set()
+                    self._break(fault)
         if self._broken.is_set():
             return self._trade.release(thing, self._journal.now(), f"The worker is broken: {said}")
         wait = timedelta(seconds=self._backoff * 2**thing.failures)
         return self._trade.fail(thing, said, timestamp(datetime.fromisoformat(self._journal.now()) + wait))
 
+    def _break(self, fault: BrokenError) -> None:
+        logger.error("Worker %s is broken and claims nothing: %s", self.id, fault)
+        self._fault = fault
+        self._broken.set()
+
     async def _mend(self) -> None:
-        """Checks a broken worker again and again, until it works or there is no hope."""
+        """Checks a broken worker again and again, until it works or there is no hope.
+
+        A check that finds nothing wrong does not count until an attempt has ended without the worker's fault.
+        """
         while True:
             await self._broken.wait()
-            for tries in range(REPAIRS):
-                await asyncio.sleep(min(self._backoff * 2**tries, LONGEST_REST))
-                try:
-                    await self._trade.check()
-                except BrokenError as fault:
-                    said = str(fault)
-                    logger.warning("Worker %s is still broken: %s", self.id, fault)
-                else:
-                    break
+            if self._repairs == REPAIRS:
+                raise BrokenError(f"The worker gave up after {REPAIRS} tries to work again: {self._fault}")
+            await asyncio.sleep(min(self._backoff * 2**self._repairs, LONGEST_REST))
+            self._repairs += 1
+            try:
+                await self._trade.check()
+            except BrokenError as fault:
+                self._fault = fault
+                logger.warning("Worker %s is still broken: %s", self.id, fault)
             else:
-                raise BrokenError(f"The worker gave up after {REPAIRS} tries to work again: {said}")
-            self._broken.clear()
-            logger.warning("Worker %s works again.", self.id)
+                self._broken.clear()
+                logger.warning("Worker %s works again.", self.id)
 
     async def _cancel(self, thing: C) -> None:
         try:
-            await self.append(await self._trade.cancel(thing, self.id))
+            with self._about(thing):
+                await self.append(await self._trade.cancel(thing, self.id))
         finally:
             self._cancelling.discard(thing.id)
+
+    def _about(self, thing: C) -> AbstractContextManager[None]:
+        return correlated(thing.correlation, self._trade.job_id(thing))
 
     async def _append(self, event: Event) -> list[Position]:
         event_id = self._journal.new_id()
@@ -368,15 +398,3 @@ class Claims(Generic[C]):
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         return await until_done(call, f"Worker {self.id}")
-
-
-def _seconds(start: str, end: str) -> float:
-    """0 for a day that its month does not have, which no pattern can tell."""
-    try:
-        return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-    except ValueError:
-        return 0.0
-
-
-def _monotonic() -> float:
-    return asyncio.get_running_loop().time()

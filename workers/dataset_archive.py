@@ -24,6 +24,7 @@ from domain.errors import NotFoundError
 from domain.events.datasets import MAX_NAMED, LeftOut, Reason
 from domain.ports import ObjectStore
 from workers.dataset_items import items
+from workers.scratch import scratch
 
 SPLITS: Final = ("train", "test")
 CHUNK: Final = 1024 * 1024
@@ -37,7 +38,10 @@ TABLES: Final = (
 
 
 class Archive:
-    """In a temporary file, until it is left. `rows` counts its rows, `left_out` what it lacks; `missing` names some."""
+    """In a temporary file, until it is left. `rows` counts its rows, `left_out` what it lacks; `missing` names some.
+
+    Raises UnavailableError, when it is entered and inside, where the disk is full or missing.
+    """
 
     def __init__(self, objects: ObjectStore, dataset: Dataset, export: Export, scratch: Path | None) -> None:
         self.rows = 0
@@ -52,27 +56,34 @@ class Archive:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._scratch is not None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-        self.file: BinaryIO = self._stack.enter_context(tempfile.TemporaryFile(dir=self._scratch))
+        with ExitStack() as opened:
+            opened.enter_context(self._stack)
+            self._stack.enter_context(scratch(self._scratch))
+            self._open()
+            opened.pop_all()
+        return self
+
+    def _open(self) -> None:
+        self.file = self._temporary()
         self._zip = self._stack.enter_context(zipfile.ZipFile(self.file, "w"))
-        files = (self._stack.enter_context(tempfile.TemporaryFile(dir=self._scratch)) for _ in SPLITS)  # noqa: SIM115
-        self._splits: Mapping[str, BinaryIO] = dict(zip(SPLITS, files, strict=True))
+        self._splits: Mapping[str, BinaryIO] = {split: self._temporary() for split in SPLITS}
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._stack.callback(self._database.close)
         for table in ("PRAGMA journal_mode = OFF", *TABLES):
             self._database.execute(table)
-        return self
+
+    def _temporary(self) -> BinaryIO:
+        return self._stack.enter_context(tempfile.TemporaryFile(dir=self._scratch))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # What was written counts no more, so a directory that a full disk does not take is no loss.
         self._zip.fp = None
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
 
     async def write(self) -> None:
-        """Raises DamagedError where the dataset's list is not as it was stored, OSError where the disk is full."""
+        """Raises DamagedError where the dataset's list is not as it was stored."""
         async for item, row, files in self._rows():
             paths = {field: await self._audio(item, sample) for field, sample in files.items()}
             if None in paths.values():

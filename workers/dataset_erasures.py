@@ -23,6 +23,7 @@ from domain.ports import ObjectStore, Position, Query, ReadStore
 from workers.dataset_items import items
 from workers.datasets import RATERS
 from workers.reactions import PATIENCE_SECONDS, Views
+from workers.scratch import scratch
 
 WHO: Final = "The erasure from datasets"
 PAGE: Final = 100
@@ -92,7 +93,7 @@ class ErasureFromDatasets:
                 erased_feedback=tuple(sorted({*dataset.erased_feedback, *gone[0]})),
                 erased_jobs=tuple(sorted({*dataset.erased_jobs, *gone[1]})),
             )
-            with tempfile.TemporaryFile(dir=await self._folder()) as file:
+            with scratch(self._scratch), tempfile.TemporaryFile(dir=self._scratch) as file:
                 left = await self._write(without, file)
                 events = _events(dataset, sorted(gone[0]), sorted(gone[1]), left)
                 for event in events:
@@ -144,11 +145,6 @@ class ErasureFromDatasets:
         for export in dataset.exports:
             if export.made is not None:
                 await until_done(partial(self._objects.delete, export.made.archive), WHO)
-
-    async def _folder(self) -> Path | None:
-        if self._scratch is not None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-        return self._scratch
 
 
 def _since(dataset: Dataset, gone: dict[str, Position]) -> set[str]:

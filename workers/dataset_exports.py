@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from domain.correlation import correlated
 from domain.datasets import DATASETS, Dataset, Export, export_id, folder
 from domain.errors import Text2SongError, UnavailableError, UncertainError
 from domain.events import MAX_ERROR, Recorded
@@ -43,13 +44,15 @@ class ExportOfDatasets:
 
     async def react(self, batch: Sequence[Recorded]) -> None:
         asking = (DatasetExportRequested, DatasetRecordsErased)
-        asked = {recorded.key for recorded in batch if isinstance(recorded.event, asking)}
+        asked = {recorded.key: recorded.correlation for recorded in batch if isinstance(recorded.event, asking)}
         if not asked:
             return
         for dataset in (await self._store.get(DATASETS, list(asked))).values():
             for export in dataset.exports:
                 if export.status == "requested":
-                    await self._export(dataset, export)
+                    about = {"text2song.key": dataset.id, "format": export.format}
+                    with correlated(asked[dataset.id]), self._journal.span("export dataset", "consumer", about):
+                        await self._export(dataset, export)
 
     async def _export(self, dataset: Dataset, export: Export) -> None:
         try:
@@ -71,10 +74,7 @@ class ExportOfDatasets:
     async def _archived(self, dataset: Dataset, export: Export) -> DatasetExported:
         """Raises DamagedError where the list is gone or damaged, and UnavailableError where the disk is full."""
         with Archive(self._objects, dataset, export, self._scratch) as archive:
-            try:
-                await archive.write()
-            except OSError as error:
-                raise UnavailableError(f"The archive cannot be written: {error}. See to the disk's space.") from error
+            await archive.write()
             place = f"{folder(dataset.id)}/exports/{export.format}"
             await self._sweep(place, dataset.erasures)
             key = f"{place}/{dataset.erasures}-{archive.sha256}.zip"

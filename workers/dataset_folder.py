@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from domain.dataset_card import FORMAT
 from domain.datasets import DATASETS, Export
-from domain.errors import ConflictError, DamagedError, NotFoundError, UnavailableError
+from domain.errors import ConflictError, DamagedError, NotFoundError
 from domain.ports import ObjectStore, ReadStore
 from workers.dataset_archive import Archive
 
@@ -46,13 +46,8 @@ class BuiltDatasets:
         kind, folder = dataset.request.kind, place / "dataset"
         export = Export(format=kind, status="requested", request_id=dataset_id, requested_at=dataset.built_at)
         with Archive(self._objects, dataset, export, place) as archive:
-            try:
-                await archive.write()
-                await asyncio.to_thread(unpack, archive.file, folder)
-            except OSError as error:
-                raise UnavailableError(
-                    f"The dataset cannot be written to {place}: {error}. See to the disk's space."
-                ) from error
+            await archive.write()
+            await asyncio.to_thread(unpack, archive.file, folder)
         return folder
 
 

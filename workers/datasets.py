@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
@@ -13,8 +13,8 @@ import msgspec
 
 from domain import datasets
 from domain.attempts import MAX_LOST
-from domain.datasets import DATASETS, Dataset, folder
-from domain.errors import UnknownVersionError
+from domain.datasets import DATASETS, Dataset
+from domain.errors import UnavailableError, UnknownVersionError
 from domain.events import Event, Recorded
 from domain.events.datasets import DatasetBuilt, DatasetCreated, DatasetFailed
 from domain.events.progress import WorkerAlive
@@ -24,6 +24,7 @@ from domain.ports import ObjectStore, ReadStore, TopicPartition
 from domain.raters import Raters
 from workers.claims import Claims
 from workers.dataset_replay import TOPICS, Replay, Summary
+from workers.scratch import check, scratch
 from workers.trade import BrokenError, Run
 from workers.uploads import finished
 
@@ -57,6 +58,7 @@ class Replayed:
 
 class Building:
     view = DATASETS
+    span = "build dataset"
 
     def __init__(self, journal: Journal, objects: ObjectStore, scratch: Path | None = None) -> None:
         self._journal = journal
@@ -68,6 +70,9 @@ class Building:
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         """It has no model, so that nobody takes it for one that generates."""
         return WorkerAlive(worker_id=worker_id, model_id="", state=state)
+
+    def job_id(self, dataset: Dataset) -> str | None:  # noqa: ARG002
+        return None
 
     def urgency(self, dataset: Dataset) -> Any:
         return dataset.created_at, dataset.id
@@ -95,7 +100,7 @@ class Building:
 
     async def perform(self, run: Run[Dataset]) -> Event:
         dataset = run.claimed
-        place = f"{folder(dataset.id)}/{dataset.attempt}-{dataset.position}"
+        place = f"{datasets.folder(dataset.id)}/{dataset.attempt}-{dataset.position}"
         try:
             async with replayed(self._journal, dataset.request, self._scratch) as made:
                 summary = made.summary
@@ -107,6 +112,8 @@ class Building:
         except UnknownVersionError as error:
             self._outdated = error
             raise
+        except UnavailableError as error:
+            raise BrokenError(str(error)) from error
         # An attempt is tidied up before its event is appended, and perhaps before one that was appended is folded.
         self._made[dataset.id] = place
         if len(self._made) > REMEMBERED:
@@ -129,10 +136,14 @@ class Building:
         """What a newer version wrote, no attempt of this one can read."""
         if self._outdated is not None:
             raise BrokenError(str(self._outdated))
+        try:
+            await asyncio.to_thread(check, self._scratch)
+        except UnavailableError as error:
+            raise BrokenError(str(error)) from error
 
     async def tidy(self, dataset: Dataset, attempt: int) -> None:
         kept = {self._made.get(dataset.id), dataset.built and dataset.built.items.rpartition("/")[0]}
-        for stored in await _until_done(partial(self._objects.list, folder(dataset.id))):
+        for stored in await _until_done(partial(self._objects.list, datasets.folder(dataset.id))):
             place, _, _ = stored.key.rpartition("/")
             made_by = place.rpartition("/")[2].partition("-")[0]
             if made_by.isdecimal() and int(made_by) <= attempt and place not in kept:
@@ -146,15 +157,14 @@ class Building:
 async def replayed(
     journal: Journal,
     request: DatasetCreated,
-    scratch: Path | None,
+    folder: Path | None,
     positions: dict[str, int] | None = None,
 ) -> AsyncIterator[Replayed]:
     """Up to where the log stands now, or to the positions. What is erased by now is not in it in either case.
 
-    Raises UnknownVersionError at an event of a newer version.
+    Its temporary files are in the folder. Raises UnknownVersionError at an event of a newer version, and
+    UnavailableError where the disk is full.
     """
-    if scratch is not None:
-        await asyncio.to_thread(scratch.mkdir, parents=True, exist_ok=True)
     ends = await _ends(journal, TOPICS)
     goal = ends if positions is None else {at: min(end, positions.get(_place(at), 0)) for at, end in ends.items()}
     loop = asyncio.get_running_loop()
@@ -163,29 +173,29 @@ async def replayed(
     async def in_thread(call: Callable[[], T]) -> T:
         return await loop.run_in_executor(executor, call)
 
-    try:
-        replay = await in_thread(partial(_begun, scratch))
+    with ExitStack() as stack:
+        stack.callback(executor.shutdown, wait=False)
+        stack.enter_context(scratch(folder))
+        replay = await in_thread(partial(_begun, folder))
         try:
             await _follow(journal, dict.fromkeys(goal, 0), goal, lambda found: in_thread(partial(replay.take, found)))
             # A log in a file forgets erased records at once, and Kafka in a while: here they are gone from both alike.
             now = await _ends(journal, (FEEDBACK.name,))
             begin = {at: goal[at] for at in now}
             await _follow(journal, begin, now, lambda found: in_thread(partial(replay.erase, found)))
-            with tempfile.TemporaryFile(dir=scratch) as file:
+            with tempfile.TemporaryFile(dir=folder) as file:
                 summary = await in_thread(lambda: replay.write(request, file))
                 yield Replayed({_place(at): end for at, end in sorted(goal.items())}, summary, replay.raters, file)
         finally:
             # A thread that still writes is waited for, or the file would be closed under it.
             await asyncio.shield(in_thread(replay.close))
-    finally:
-        executor.shutdown(wait=False)
 
 
-def _begun(scratch: Path | None) -> Replay:
+def _begun(folder: Path | None) -> Replay:
     """Its file has lost its name when this returns."""
-    if scratch is None:
+    if folder is None:
         return Replay()
-    with tempfile.NamedTemporaryFile(dir=scratch, prefix="replay-") as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="replay-") as file:
         return Replay(file.name)
 
 

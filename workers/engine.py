@@ -1,10 +1,10 @@
 """The interface between a worker and a model, which may run in another process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from domain.errors import Text2SongError
@@ -40,7 +40,11 @@ class Opening(Struct, frozen=True, eq=False):
 
 
 class EngineRequest(Struct, frozen=True, kw_only=True):
-    """`id` is unique among an engine's requests; `duration` is in seconds, with the opening."""
+    """`id` is unique among an engine's requests; `duration` is in seconds, with the opening.
+
+    Where it `is_judged`, its clips say how likely they are, and how much they are to the adapter's taste.
+    `parameters` are those that the model's family has beside the sampling.
+    """
 
     id: str
     prompt: str
@@ -49,6 +53,9 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     adapter: Adapter | None = None
     opening: Opening | None = None
+    is_judged: bool = False
+    parameters: Mapping[str, str | float | int | bool] = field(default_factory=dict)
+    lyrics: str | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -61,13 +68,19 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 class Clip(Struct, frozen=True, kw_only=True):
-    """A finished take: `pcm` is float32 `[channels, samples]` within ±1."""
+    """A finished take: `pcm` is float32 `[channels, samples]` within ±1.
+
+    `likelihood` is by how many nats a code the prompt makes it likelier, on average; `preference` are its log-odds to
+    be preferred, by the adapter's preference model. Both mean something beside other takes of the same request.
+    """
 
     request_id: str
     index: int
     seed: int
     sample_rate: int
     pcm: NDArray[np.float32]
+    likelihood: float | None = None
+    preference: float | None = None
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -2,63 +2,59 @@
 
 import asyncio
 import atexit
-import gc
 import itertools
 import logging
 import multiprocessing
-import os
-import queue
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
 from domain.models import MIN_DURATION
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Take, Update
+from workers.engine_child import (
+    ORDERS_TO_STOP,
+    Cancel,
+    Measure,
+    Measured,
+    Message,
+    Order,
+    Ready,
+    Refused,
+    Stopped,
+    serve,
+)
 from workers.engine_pace import Pace
 from workers.engine_places import Places
 
 SPAWN: Final = multiprocessing.get_context("spawn")
-# An ordered stop may signal every process of a terminal or a service. The parent alone acts on it, and ends the child.
-ORDERS_TO_STOP: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 EXIT_SECONDS: Final = 5.0
+# For models that denoise: a check must not take as long as music. Others do not read it.
+FEW_STEPS: Final = {"num_inference_steps": 2}
 
-
-class Ready(Struct, frozen=True):
-    device: str
-    capacity: int
-
-
-class Refused(Struct, frozen=True):
-    error: str
-
-
-class Cancel(Struct, frozen=True):
-    request_id: str
-
-
-class Stopped(Struct, frozen=True):
-    request_id: str
+logger: Final = logging.getLogger(__name__)
 
 
 class Died(Struct, frozen=True):
     reason: str
 
 
-Order: TypeAlias = EngineRequest | Cancel
 Heard: TypeAlias = Update | Stopped | Died
 
 
 class EngineProcess:
     """An engine in a child process. `start` starts it; if it died, the next `generate` starts it again.
 
-    `build(*arguments)` makes the engine in the child, so both must be picklable. The timeouts are in seconds:
+    With `unload_after`, the child is ended once it has had no request for that long, which frees its memory; it tells
+    of itself as before, and the next `generate` starts it again.
+
+    `build(*arguments)` makes the engine in the child, so both must be picklable, as
+    `log`, which has the child log. The timeouts are in seconds:
     `load_timeout` limits the loading, `stall_timeout` the child's silence during a request.
     """
 
@@ -68,8 +64,11 @@ class EngineProcess:
         *arguments: Any,
         load_timeout: float = 600.0,
         stall_timeout: float = 120.0,
+        unload_after: float | None = None,
+        log: Callable[[], None] = logging.basicConfig,
     ) -> None:
         self._build = build
+        self._log = log
         self._arguments = arguments
         self._load_timeout = load_timeout
         self._stall_timeout = stall_timeout
@@ -79,6 +78,10 @@ class EngineProcess:
         self._device = "unknown"
         self._checks = itertools.count()
         self._pace = Pace(time.monotonic)
+        self._unload_after = unload_after
+        self._needs = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
 
     @property
     def capacity(self) -> int:
@@ -108,12 +111,23 @@ class EngineProcess:
     def pid(self) -> int | None:
         return self._child.process.pid if self._child else None
 
+    async def memory(self) -> int | None:
+        """The most that it took so far, in bytes: of the device's, or else of the machine's. None while there is no
+        child.
+        """
+        return None if self._child is None else await self._child.memory()
+
     async def start(self) -> None:
         """Raises EngineError if the model cannot be loaded, or not within `load_timeout`."""
-        await self._living()
+        with self._needed():
+            await self._living()
 
     async def stop(self) -> None:
         """Ends the child; its current requests fail as after a crash."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._unloading is not None:
+            await asyncio.wait({self._unloading})
         if self._child is not None:
             await self._child.end("was stopped")
 
@@ -123,6 +137,12 @@ class EngineProcess:
         Raises EngineError. When closed or cancelled early, it returns only after the child has confirmed the
         cancellation, or died.
         """
+        with self._needed():
+            async with aclosing(self._generate(request)) as updates:
+                async for update in updates:
+                    yield update
+
+    async def _generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
         await self._living()
         owed = held = len(request.takes)
         await self._places.take(held)
@@ -161,16 +181,43 @@ class EngineProcess:
     async def check(self) -> None:
         """Carries out a small request of its own. Raises EngineError: then no request can be carried out."""
         request = EngineRequest(
-            id=f"check/{next(self._checks)}", prompt="a tone", duration=MIN_DURATION, takes=[Take(0, seed=0)]
+            id=f"check/{next(self._checks)}",
+            prompt="a tone",
+            duration=MIN_DURATION,
+            takes=[Take(0, seed=0)],
+            parameters=FEW_STEPS,
         )
         async with aclosing(self.generate(request)) as updates:
             async for _ in updates:
                 pass
 
+    @contextmanager
+    def _needed(self) -> Iterator[None]:
+        """The child is not unloaded meanwhile, and once nobody needs it any more, only after a while."""
+        self._needs += 1
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            yield
+        finally:
+            self._needs -= 1
+            if not self._needs and self._unload_after is not None:
+                self._timer = asyncio.get_running_loop().call_later(self._unload_after, self._leave)
+
+    def _leave(self) -> None:
+        self._unloading = asyncio.create_task(self._unload())
+
+    async def _unload(self) -> None:
+        """Whoever needs the child meanwhile waits until it is gone, and starts the next."""
+        async with self._starting:
+            if not self._needs and self._child is not None and self.alive:
+                logger.info("The model is unloaded, as there was nothing to make for a while.")
+                await self._child.end("was unloaded")
+
     async def _living(self) -> "_Child":
         async with self._starting:
             if self._child is None or self._child.gone.is_set():
-                child = _Child(self._build, self._arguments, self._stall_timeout, self._places.resize)
+                child = _Child(self._build, self._arguments, self._stall_timeout, self._places.resize, self._log)
                 ready = await child.start(patience=self._load_timeout)
                 self._child, self._device = child, ready.device
                 self._places.resize(ready.capacity)
@@ -186,11 +233,12 @@ class _Child:
         arguments: tuple[Any, ...],
         stall_timeout: float,
         resize: Callable[[int], None],
+        log: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._pipe, self._far_end = SPAWN.Pipe()
         self.process = SPAWN.Process(
-            target=_serve, args=(self._far_end, build, arguments), name="text2song-engine", daemon=True
+            target=serve, args=(self._far_end, build, arguments, log), name="text2song-engine", daemon=True
         )
         self.gone = asyncio.Event()
         self._answer: asyncio.Future[Ready | Refused | Died] = self._loop.create_future()
@@ -200,6 +248,7 @@ class _Child:
         self._stall_timeout = stall_timeout
         self._resize = resize
         self._alarm: asyncio.TimerHandle | None = None
+        self._asking: list[asyncio.Future[int | None]] = []
 
     async def start(self, *, patience: float) -> Ready:
         spawning = asyncio.create_task(asyncio.to_thread(self._spawn))
@@ -259,6 +308,15 @@ class _Child:
     def close(self, request_id: str) -> None:
         self._routes.pop(request_id, None)
 
+    async def memory(self) -> int | None:
+        """None once it has died."""
+        if self.gone.is_set():
+            return None
+        asking: asyncio.Future[int | None] = self._loop.create_future()
+        self._asking.append(asking)
+        self.send(Measure())
+        return await asking
+
     def _listen(self) -> None:
         with suppress(RuntimeError):  # the event loop is closed
             with suppress(EOFError, OSError):
@@ -271,8 +329,13 @@ class _Child:
             self._loop.call_soon_threadsafe(self._die, self.process.exitcode)
         self._pipe.close()
 
-    def _hear(self, message: Ready | Refused | Update | Stopped) -> None:
+    def _hear(self, message: Message) -> None:
         match message:
+            case Measured(memory=memory):
+                while self._asking:
+                    if not (asking := self._asking.pop()).done():
+                        asking.set_result(memory)
+                return
             case Ready() | Refused():
                 if not self._answer.done():
                     self._answer.set_result(message)
@@ -304,6 +367,9 @@ class _Child:
             self._answer.set_result(died)
         for route in self._routes.values():
             route.put_nowait(died)
+        for asking in self._asking:
+            if not asking.done():
+                asking.set_result(None)
         self.gone.set()
 
 
@@ -317,61 +383,3 @@ def _cause(exit_code: int | None) -> str:
             return f"signal {-exit_code}"
         case _:
             return f"exit code {exit_code}"
-
-
-def _serve(pipe: "Connection[Any, Any]", build: Callable[..., Engine], arguments: tuple[Any, ...]) -> None:
-    for number in ORDERS_TO_STOP:
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
-    # While libraries are imported, the collector would look through all their objects again and again: a tenth of the
-    # time until the model is ready.
-    gc.disable()
-    try:
-        engine = build(*arguments)
-    except EngineError as error:
-        pipe.send(Refused(str(error)))
-        return
-    gc.freeze()
-    gc.enable()
-    pipe.send(Ready(engine.device, engine.capacity))
-    with suppress(BrokenPipeError):
-        _work(engine, orders, pipe)
-
-
-def _receive(pipe: "Connection[Any, Any]", orders: "queue.SimpleQueue[Order]") -> None:
-    """Ends the process when the parent is gone, even while the main thread is busy."""
-    with suppress(EOFError, OSError):
-        while True:
-            orders.put(pipe.recv())
-    os._exit(0)
-
-
-def _work(engine: Engine, orders: "queue.SimpleQueue[Order]", pipe: "Connection[Any, Any]") -> None:
-    owed: dict[str, int] = {}
-    capacity = engine.capacity
-    while True:
-        while not owed or not orders.empty():
-            match orders.get():
-                case EngineRequest() as request:
-                    try:
-                        engine.admit(request)
-                    except EngineError as error:
-                        pipe.send(Failure(request_id=request.id, error=str(error), transient=error.transient))
-                    else:
-                        owed[request.id] = len(request.takes)
-                case Cancel(request_id=request_id):
-                    engine.cancel(request_id)
-                    owed.pop(request_id, None)
-                    pipe.send(Stopped(request_id))
-        for update in engine.advance():
-            match update:
-                case Clip(request_id=request_id) if owed[request_id] > 1:
-                    owed[request_id] -= 1
-                case Clip(request_id=request_id) | Failure(request_id=request_id):
-                    del owed[request_id]
-            pipe.send(update)
-        if engine.capacity != capacity:
-            capacity = engine.capacity
-            pipe.send(Ready(engine.device, capacity))

@@ -20,10 +20,11 @@ from domain.events import Event
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed, JobSubmitted, SampleGenerated
 from domain.events.progress import JobProgressed, LoadedModel, WorkerAlive
 from domain.events.prompts import PromptCreated
+from domain.families import FAMILIES
 from domain.generation import fits, mismatch
 from domain.jobs import JOBS, Job, folder, waveform
 from domain.journal import Journal, until_done
-from domain.models import Model
+from domain.models import Model, described
 from domain.ports import ObjectStore, ReadStore
 from domain.prompts import CONTROL, PROMPTS
 from workers.adapters import AdapterFiles
@@ -73,6 +74,9 @@ def _asked(job: Job, takes: list[Take], adapter: Adapter | None, opening: Openin
         sampling=request.sampling,
         adapter=adapter,
         opening=opening,
+        is_judged=request.best_of > 1,
+        parameters=request.parameters,
+        lyrics=request.lyrics,
     )
 
 
@@ -108,6 +112,7 @@ def turn(job: Job) -> tuple[int, str]:
 
 class Generation:
     view = JOBS
+    span = "generate"
 
     def __init__(
         self,
@@ -142,6 +147,9 @@ class Generation:
             real_time_factor=self._engine.real_time_factor,
         )
 
+    def job_id(self, job: Job) -> str | None:
+        return job.id
+
     def urgency(self, job: Job) -> Any:
         return -job.request.priority, job.created_at, job.id
 
@@ -174,6 +182,8 @@ class Generation:
 
     async def perform(self, run: Run[Job]) -> Event:
         job, request = run.claimed, run.claimed.request
+        if (unheard := self._unheard(request)) is not None:
+            raise AttemptError(unheard)
         takes = [Take(index, request.seeds[index]) for index in job.missing]
         reported, telling, begins = 0.0, None, None
         if request.continuation is not None:
@@ -198,6 +208,17 @@ class Generation:
                 telling.cancel()
         await self._keep_prompt(request)
         return JobCompleted(job_id=job.id, attempt=job.attempt)
+
+    def _unheard(self, request: JobSubmitted) -> str | None:
+        """What the model would make nothing of, in a request that the API did not check."""
+        if self._model is None or self._model.family not in FAMILIES:
+            return None
+        model = described(self._model)
+        if request.lyrics is not None and not model.may("lyrics"):
+            return f"There are lyrics, but {model.id} does not sing. Submit the job again without them."
+        if unknown := sorted(request.parameters.keys() - {each.name for each in model.parameters}):
+            return f"{unknown[0]} is no parameter of {model.id}. Submit the job again without it."
+        return None
 
     @asynccontextmanager
     async def _adapter(self, request: JobSubmitted) -> AsyncIterator[Adapter | None]:
@@ -230,7 +251,8 @@ class Generation:
             raise BrokenError(str(error) or repr(error)) from error
 
     async def tidy(self, job: Job, attempt: int) -> None:
-        kept = tuple(sample.event.storage_path.removesuffix("flac") for sample in job.samples)
+        others = {sample.event.index for row in job.rows for sample in row} - {s.event.index for s in job.kept}
+        kept = tuple(s.event.storage_path.removesuffix("flac") for s in job.samples if s.event.index not in others)
         for stored in await self._until_done(partial(self._objects.list, folder(job.id))):
             made_by = stored.key.split("/")[2]
             if made_by.isdecimal() and int(made_by) <= attempt and not stored.key.startswith(kept):
@@ -268,6 +290,11 @@ class Generation:
         """
         job, request, ident = run.claimed, run.claimed.request, sample_id(run.claimed.id, clip.index)
         continued = request.continuation
+        if request.best_of_by is not None and getattr(clip, request.best_of_by) is None:
+            said = (
+                "the adapter has no preference model" if request.best_of_by == "preference" else "the engine gave none"
+            )
+            raise AttemptError(f"No {request.best_of_by} is known of candidates, so that none can be picked: {said}.")
         tags = {
             "title": CONTROL.sub(" ", request.prompt),
             "artist": request.model_id,
@@ -283,8 +310,11 @@ class Generation:
                     "sampling": request.sampling,
                     "continue_from": continued.sample_id if continued else None,
                     "continue_seconds": continued.seconds if continued else None,
+                    **({"best_of": request.best_of, "likelihood": clip.likelihood} if request.best_of > 1 else {}),
+                    **({"parameters": request.parameters} if request.parameters else {}),
                 }
             ).decode(),
+            **({"lyrics": request.lyrics} if request.lyrics is not None else {}),
         }
         made = await asyncio.to_thread(master, clip.pcm, clip.sample_rate, tags)
         path = f"{folder(job.id)}/{job.attempt}/{job.position}/{clip.index}.flac"
@@ -305,6 +335,8 @@ class Generation:
                 sha256=made.sha256,
                 loudness_lufs=made.loudness_lufs,
                 pcm_sha256=made.pcm_sha256,
+                likelihood=clip.likelihood,
+                preference=clip.preference,
             )
         )
 

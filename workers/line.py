@@ -37,16 +37,27 @@ class Line:
             waiting.turn = self._count
             heappush(self._turns, (rank, self._count, owner))
 
-    def first(self, may_go: Callable[[str], bool]) -> str | None:
-        """Stays in the line. Those before it that may not go are dropped from it."""
-        while self._turns:
-            rank, turn, owner = self._turns[0]
-            waiting = self._waiting.get((rank, owner))
-            if waiting is not None and waiting.turn == turn:
-                while waiting.things and not may_go(waiting.things[0][1]):
-                    heappop(waiting.things)
-                if waiting.things:
-                    return waiting.things[0][1]
-                del self._waiting[rank, owner]
-            heappop(self._turns)
-        return None
+    def first(self, may_go: Callable[[str], bool], has_enough: Callable[[str], bool] = lambda _: False) -> str | None:
+        """Stays in the line. Those before it that may not go are dropped from it.
+
+        Owners that have enough are passed over, and keep their turn.
+        """
+        passed: list[tuple[Any, int, str]] = []
+        try:
+            while self._turns:
+                rank, turn, owner = self._turns[0]
+                waiting = self._waiting.get((rank, owner))
+                if waiting is not None and waiting.turn == turn:
+                    while waiting.things and not may_go(waiting.things[0][1]):
+                        heappop(waiting.things)
+                    if waiting.things and not has_enough(owner):
+                        return waiting.things[0][1]
+                    if waiting.things:
+                        passed.append(self._turns[0])
+                    else:
+                        del self._waiting[rank, owner]
+                heappop(self._turns)
+            return None
+        finally:
+            for each in passed:
+                heappush(self._turns, each)

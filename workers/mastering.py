@@ -11,6 +11,8 @@ import soundfile
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from workers import comments
+
 SOFTWARE: Final = "Text2Song Studio"
 CONTENT_TYPES: Final = {"flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
 SUBTYPES: Final = {"flac": "PCM_24", "wav": "PCM_24", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
@@ -20,7 +22,9 @@ ID3_FRAMES: Final = {
     "date": (b"TDRC", b"\x03"),
     "software": (b"TSSE", b"\x03"),
     "comment": (b"COMM", b"\x03eng\x00"),
+    "lyrics": (b"USLT", b"\x03und\x00"),
 }
+LYRICS: Final = "LYRICS"
 LOUDNESS_BLOCK: Final = 0.4
 POINTS: Final = 1000
 BLOCK_FRAMES: Final = 32768
@@ -70,7 +74,7 @@ def master(pcm: NDArray[np.float32], sample_rate: int, tags: Mapping[str, str]) 
     """`pcm` is `[channels, samples]`; a clip with peaks beyond ±1 is scaled down as a whole. Where it begins or stops
     within a note, it is faded over 5 ms.
 
-    `tags` have soundfile's names: title, artist, date, comment. Raises ValueError if a sample is not finite.
+    `tags` are any of title, artist, date, comment and lyrics. Raises ValueError if a sample is not finite.
     """
     if not np.isfinite(pcm).all():
         raise ValueError("The audio has samples that are not finite.")
@@ -108,6 +112,8 @@ def transcode(flac: bytes, audio_format: str) -> bytes:
     with soundfile.SoundFile(io.BytesIO(flac)) as source:
         found = {name: getattr(source, name) for name in ("title", "artist", "date", "comment")}
         tags = {name: value for name, value in found.items() if value}
+        if (lyrics := comments.read(flac, LYRICS)) is not None:
+            tags["lyrics"] = lyrics
         frames = source.read(dtype="int32", always_2d=True)
     if audio_format == "mp3":
         # libsndfile garbles characters beyond Latin-1 in an MP3's tags.
@@ -145,17 +151,20 @@ def _without_clicks(pcm: NDArray[np.float32], sample_rate: int) -> NDArray[np.fl
 
 
 def _encode(frames: NDArray[Any], sample_rate: int, audio_format: str, tags: Mapping[str, str]) -> bytes:
-    """`frames` is `[samples, channels]`."""
+    """`frames` is `[samples, channels]`. A WAV has no place for lyrics."""
     buffer = io.BytesIO()
+    lyrics = tags.get("lyrics")
     with soundfile.SoundFile(
         buffer, "w", sample_rate, frames.shape[1], SUBTYPES[audio_format], format=audio_format.upper()
     ) as file:
         for name, value in tags.items():
-            setattr(file, name, value)
+            if name != "lyrics":
+                setattr(file, name, value)
         # libsndfile's Vorbis encoder overflows its stack on one long write.
         for start in range(0, len(frames), BLOCK_FRAMES):
             file.write(frames[start : start + BLOCK_FRAMES])
-    return buffer.getvalue()
+    audio = buffer.getvalue()
+    return audio if lyrics is None or audio_format == "wav" else comments.add(audio, LYRICS, lyrics)
 
 
 def _id3(tags: Mapping[str, str]) -> bytes:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Final
 from uuid import NAMESPACE_URL, uuid5
 
+from domain.correlation import correlated
 from domain.events import Recorded
 from domain.events.jobs import JobDeleted, JobPurged
 from domain.jobs import JOBS, Job, folder, renditions
@@ -40,9 +41,12 @@ class PurgeOfDeleted:
         self._objects = objects
 
     async def react(self, batch: Sequence[Recorded]) -> None:
-        if deleted := list({recorded.key for recorded in batch if isinstance(recorded.event, JobDeleted)}):
-            for job in (await self._store.get(JOBS, deleted)).values():
-                if job.awaits_purge:
+        deleted = {recorded.key: recorded.correlation for recorded in batch if isinstance(recorded.event, JobDeleted)}
+        if not deleted:
+            return
+        for job in (await self._store.get(JOBS, list(deleted))).values():
+            if job.awaits_purge:
+                with correlated(deleted[job.id], job.id):
                     await purge(self._journal, self._objects, job)
 
 

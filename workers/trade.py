@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from domain.correlation import Correlation
 from domain.errors import Text2SongError
 from domain.events import Event
 from domain.events.progress import WorkerAlive
@@ -27,6 +28,8 @@ class Claimable(Document, Protocol):
     def worker_id(self) -> str | None: ...
     @property
     def retry_at(self) -> str | None: ...
+    @property
+    def correlation(self) -> Correlation | None: ...
 
 
 C = TypeVar("C", bound=Claimable)
@@ -73,6 +76,13 @@ class Trade(Protocol[C]):
     @property
     def view(self) -> View[C]: ...
 
+    @property
+    def span(self) -> str:
+        """The name of an attempt in traces."""
+
+    def job_id(self, thing: C) -> str | None:
+        """The job that it is about, for the log."""
+
     def alive(self, worker_id: str, state: str) -> WorkerAlive: ...
 
     def urgency(self, thing: C) -> Any:
@@ -97,7 +107,10 @@ class Trade(Protocol[C]):
         """`retry_at` None says that trying again cannot help."""
 
     async def perform(self, run: Run[C]) -> Event:
-        """Carries the attempt out and returns the event that completes it. Raises AttemptError."""
+        """Carries the attempt out and returns the event that completes it.
+
+        Raises AttemptError for a fault of the thing, and BrokenError for one of the worker.
+        """
 
     async def check(self) -> None:
         """Finds out whether the worker can work at all. Raises BrokenError."""

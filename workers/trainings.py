@@ -3,7 +3,6 @@ adapter.
 """
 
 import asyncio
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -36,6 +35,7 @@ from domain.trainings import TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve
+from workers.scratch import check, scratch
 from workers.trade import AttemptError, BrokenError, Run
 from workers.training import process
 from workers.training.config import config
@@ -81,13 +81,22 @@ def worker(
 ) -> Claims[Training]:
     """One that trains one adapter at a time. `place` is a folder for what it can make again."""
     trade = Learning(
-        journal, store, objects, datasets, register, place=place, device=device, checkpoint_seconds=checkpoint_seconds
+        journal,
+        store,
+        objects,
+        datasets,
+        register,
+        place=place,
+        lease=lease,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
     )
     return Claims(journal, store, trade, lease=lease, backoff=backoff)
 
 
 class Learning:
     view = TRAININGS
+    span = "train"
 
     def __init__(
         self,
@@ -98,6 +107,7 @@ class Learning:
         register: Register,
         *,
         place: Path,
+        lease: float = 6.0,
         device: str | None = None,
         checkpoint_seconds: float = 120.0,
     ) -> None:
@@ -108,12 +118,16 @@ class Learning:
         self._register_adapter = register
         # The process that trains has another working directory.
         self._place = place.absolute()
+        self._lease = lease
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         """It has no model to generate with, so no API takes it for a worker that has one."""
         return WorkerAlive(worker_id=worker_id, model_id="", state=state, device=self._device or "cpu")
+
+    def job_id(self, training: Training) -> str | None:  # noqa: ARG002
+        return None
 
     def urgency(self, training: Training) -> Any:
         return training.created_at, training.id
@@ -140,7 +154,13 @@ class Learning:
         return trainings.report_failure(training, error, retry_at)
 
     async def perform(self, run: Run[Training]) -> Event:
-        self._place.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch(self._place):
+                return await self._perform(run)
+        except UnavailableError as error:
+            raise BrokenError(str(error)) from error
+
+    async def _perform(self, run: Run[Training]) -> Event:
         with TemporaryDirectory(prefix="training-", dir=self._place, ignore_cleanup_errors=True) as name:
             here = Path(name)
             data = await self._data(run.claimed, here)
@@ -165,12 +185,9 @@ class Learning:
 
     async def check(self) -> None:
         try:
-            self._place.mkdir(parents=True, exist_ok=True)
-            free = await asyncio.to_thread(shutil.disk_usage, self._place)
-        except OSError as error:
-            raise BrokenError(f"{self._place} cannot be written to: {error.strerror}.") from error
-        if free.free < 50_000_000:
-            raise BrokenError(f"{self._place} has {free.free:,} bytes left; make room there.")
+            await asyncio.to_thread(check, self._place)
+        except UnavailableError as error:
+            raise BrokenError(str(error)) from error
 
     async def tidy(self, training: Training, attempt: int) -> None:
         """Of a training that has ended no checkpoint stays. Of an open one the last stays, and newer ones: the event
@@ -232,11 +249,15 @@ class Learning:
                         case Kept():
                             await self._keep(run, output / FILE)
                         case Refused(error=error, transient=transient):
-                            raise AttemptError(error, transient=transient)
+                            raise BrokenError(error) if transient else AttemptError(error)
                         case Ended(status="stopped"):
                             raise AttemptError("The training was stopped.", transient=True)
         except Died as error:
             raise AttemptError(f"The training's process ended: {error}", transient=True) from error
+        except asyncio.CancelledError:
+            if run.is_held:
+                await self._keep_last(run, output / FILE)
+            raise
         finally:
             if telling is not None:
                 telling.cancel()
@@ -254,28 +275,42 @@ class Learning:
             await self._journal.append(event)
 
     async def _keep(self, run: Run[Training], path: Path) -> None:
-        """Stores the checkpoint first and appends the event second, in a folder of the claim that no other has."""
+        before = run.current.checkpoint
+        if (kept := await self._stored(run, path)) is None:
+            return
+        await run.append(kept)
+        if before is not None:
+            await until_done(partial(self._objects.delete, before.storage_path), WHO)
+
+    async def _keep_last(self, run: Run[Training], path: Path) -> None:
+        """What the process kept as it was stopped, so that the next trainer goes on from there; within a lease, as a
+        worker that stops reads no longer what it appends, and may not be waited for.
+        """
+        with suppress(TimeoutError, FileNotFoundError, UnavailableError, UncertainError):
+            async with asyncio.timeout(self._lease):
+                if (kept := await self._stored(run, path)) is not None:
+                    await self._journal.append(kept)
+
+    async def _stored(self, run: Run[Training], path: Path) -> TrainingCheckpointed | None:
+        """The event about a checkpoint that has been stored, in a folder of the claim that no other has; None for the
+        one that stands there already.
+        """
         training = run.claimed
         content = await asyncio.to_thread(path.read_bytes)
         standing = standing_of(content)
         if standing.step == (run.current.checkpoint.step if run.current.checkpoint else 0):
-            return
+            return None
         key = f"{folder(training.id)}/{training.attempt}/{training.position}/{standing.step}.safetensors"
         await until_done(partial(self._objects.put, key, content), WHO)
-        before = run.current.checkpoint
-        await run.append(
-            TrainingCheckpointed(
-                training_id=training.id,
-                attempt=training.attempt,
-                step=standing.step,
-                steps=config(training.request.method, training.request.config).steps,
-                storage_path=key,
-                sha256=sha256(content).hexdigest(),
-                curve=curve(standing.curve),
-            )
+        return TrainingCheckpointed(
+            training_id=training.id,
+            attempt=training.attempt,
+            step=standing.step,
+            steps=config(training.request.method, training.request.config).steps,
+            storage_path=key,
+            sha256=sha256(content).hexdigest(),
+            curve=curve(standing.curve),
         )
-        if before is not None:
-            await until_done(partial(self._objects.delete, before.storage_path), WHO)
 
     async def _register(self, training: Training, result: Result, output: Path) -> str:
         """The adapter's id. Doing it twice registers it once. Raises AttemptError where another one has its name."""

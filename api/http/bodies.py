@@ -8,7 +8,7 @@ from math import isinf
 from typing import Any, Final
 
 from litestar import Request
-from litestar.exceptions import SerializationException
+from litestar.exceptions import ClientException, SerializationException
 
 from api.http.faults import BODY, Path, pointer, spoken
 from domain.errors import Fault, InvalidError
@@ -24,13 +24,16 @@ class JsonRequest(Request[Any, Any, Any]):
         return (await super().body()).removeprefix(BOM_UTF8)
 
     async def json(self) -> Any:
-        """Raises InvalidError that names each number too large to be held, and each text that is none."""
+        """Raises InvalidError that names each number too large to be held, and each text that is none; and
+        ClientException, which is 400, for what is no JSON.
+        """
         try:
             content = await super().json()
-        except SerializationException:
+        except SerializationException as error:
             if faults := list(_unreadable(await self.body())):
                 raise InvalidError(faults) from None
-            raise
+            # Of a route's own arguments Litestar says so itself; a route may also read its body.
+            raise ClientException(str(error)) from error
         self.scope["state"][BODY] = content
         return content
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
+from api.http.keyring import Keyring
+from api.http.meter import Meter
 from domain.events import Recorded
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed
 from domain.events.models import ModelActivated
@@ -14,18 +16,20 @@ from domain.events.progress import TOPIC, JobProgressed, TrainingProgressed, Wor
 from domain.events.trainings import TrainingCancelled, TrainingCompleted, TrainingFailed
 from domain.jobs import JOBS
 from domain.journal import Journal, until_done
+from domain.keys import KEYS
 from domain.ports import Batch
 from domain.trainings import TRAININGS
 from projections.freshness.tail import Tail
 
 SILENCE: Final = 10.0
 REMEMBERED: Final = 10_000
+UNREAD: Final = 5_000  # records that wait for a client, at most
 
 
 class Feed:
     """The latest progress of each running job and training, the workers heard of, and the records of both as they land.
 
-    What it follows is also what `tail` holds.
+    What it follows is also what `tail` holds, what `keys` knows, and what `meter` counts.
 
     `started` is set once nothing that is appended from then on can be missed.
     """
@@ -37,20 +41,25 @@ class Feed:
         self._training_progress: dict[str, TrainingProgressed] = {}
         self._workers: dict[str, tuple[float, WorkerAlive]] = {}
         self._listeners: dict[str, set[asyncio.Queue[Recorded | None]]] = {}
+        self._everywhere: set[asyncio.Queue[Recorded | None]] = set()
         self._closed = False
         self.started = asyncio.Event()
         self.model_changes = 0
+        self.keys = Keyring(journal.now)
+        self.meter = Meter()
 
     async def run(self) -> None:
         """Until cancelled. Raises UnknownVersionError at an event that a newer version wrote."""
         ends = await until_done(partial(self._journal.log.ends, TOPIC.name), "The feed")
-        start = {**await self._tail.begin(), **{(TOPIC.name, number): end for number, end in ends.items()}}
+        told = await self._tail.begin()
+        await until_done(partial(self.keys.load, self._journal.log, told), "The keys")
+        start = {**told, **{(TOPIC.name, number): end for number, end in ends.items()}}
         self.started.set()
         async for batch in self._journal.follow(start):
             for recorded in batch.records:
                 self._take(recorded)
-            told = [recorded for recorded in batch.records if recorded.position.topic != TOPIC.name]
-            self._tail.take(Batch(told, batch.reached))
+            facts = [recorded for recorded in batch.records if recorded.position.topic != TOPIC.name]
+            self._tail.take(Batch(facts, batch.reached))
 
     def progress(self, job_id: str, attempt: int) -> JobProgressed | None:
         known = self._progress.get(job_id)
@@ -80,14 +89,32 @@ class Feed:
             if not listeners:
                 self._listeners.pop(job_id, None)
 
+    @contextmanager
+    def listen_everywhere(self) -> Iterator[asyncio.Queue[Recorded | None]]:
+        """Every record from now on. None is the last: the process stops, or too much was left unread."""
+        queue: asyncio.Queue[Recorded | None] = asyncio.Queue()
+        self._everywhere.add(queue)
+        if self._closed:
+            queue.put_nowait(None)
+        try:
+            yield queue
+        finally:
+            self._everywhere.discard(queue)
+
     def close(self) -> None:
         """Ends every stream, so that a server can stop."""
         self._closed = True
-        for listeners in self._listeners.values():
+        for listeners in (*self._listeners.values(), self._everywhere):
             for queue in listeners:
                 queue.put_nowait(None)
 
+    @property
+    def streams(self) -> int:
+        """How many clients listen."""
+        return sum(len(listeners) for listeners in self._listeners.values()) + len(self._everywhere)
+
     def _take(self, recorded: Recorded) -> None:
+        self.meter.take(recorded.event)
         match recorded.event:
             case JobProgressed(job_id=job_id) as event:
                 self._progress[job_id] = event
@@ -110,8 +137,16 @@ class Feed:
                 self.model_changes += 1
             case JobCompleted() | JobFailed() | JobCancelled():
                 self._progress.pop(recorded.key, None)
+        if recorded.position.topic == KEYS.name:
+            self.keys.take(recorded)
         # What else may stand among the telemetry has no place in a job's life.
         told = isinstance(recorded.event, JobProgressed | TrainingProgressed)
         if told or recorded.position.topic in {JOBS.name, TRAININGS.name}:
             for queue in self._listeners.get(recorded.key, ()):
                 queue.put_nowait(recorded)
+        for queue in tuple(self._everywhere):
+            if queue.qsize() < UNREAD:
+                queue.put_nowait(recorded)
+            else:
+                self._everywhere.discard(queue)
+                queue.put_nowait(None)

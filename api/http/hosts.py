@@ -5,14 +5,14 @@ if it were a page of the studio. Only the Host header tells: it has the name tha
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, Self
 
-from litestar.exceptions import HTTPException
-from litestar.status_codes import HTTP_403_FORBIDDEN
 from msgspec import Struct
+
+from api.http.refusals import ForbiddenError
 
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -23,25 +23,19 @@ NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 ADVICE: Final = "If it should, add the host's name to TEXT2SONG_ALLOWED_HOSTS."
 
 
-class ForbiddenError(HTTPException):
-    status_code = HTTP_403_FORBIDDEN
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail=detail)
-        self.code = code
-
-
 class AllowedHosts(Struct, frozen=True):
     """`names` in lower case, and addresses as ipaddress writes them; every port is allowed.
 
+    `origins` are those of other pages that may use the API, `*` among them any page.
     With `any_address` a request may also name any address as its host: to rebind, a page needs a name.
     """
 
     names: frozenset[str] = LOOPBACK
     any_address: bool = False
+    origins: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, listening_on: str, own_name: str, others: Iterable[str]) -> Self:
+    def of(cls, listening_on: str, own_name: str, others: Iterable[str], pages: Sequence[str] = ()) -> Self:
         """Loopback, where the server listens, and the others, among which `*` stands for all there are.
 
         A server that listens on every address answers to each of them, and to the machine's own name. Raises
@@ -51,7 +45,8 @@ class AllowedHosts(Struct, frozen=True):
         if bad := sorted(name for name in names - {ALL} if not (_is_address(name) or NAME.fullmatch(name))):
             raise ValueError(f"{bad[0]!r} is no name of a host")
         wide = _written(listening_on) in EVERYWHERE
-        return cls(LOOPBACK | names | {_written(own_name if wide else listening_on)}, any_address=wide)
+        own = _written(own_name if wide else listening_on)
+        return cls(LOOPBACK | names | {own}, any_address=wide, origins=tuple(pages))
 
     def check(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Raises ForbiddenError for a Host that is not one of them, and for a write by a page of one that is not."""
@@ -63,6 +58,8 @@ class AllowedHosts(Struct, frozen=True):
             if not _allows(self, host):
                 raise ForbiddenError("forbidden_host", f"This studio does not answer to the host {host!r}. {ADVICE}")
         for origin in (content for name, content in given if name == b"origin" and method in WRITES):
+            if ALL in self.origins or origin.lower() in self.origins:
+                continue
             # Not any address: an attacker's page may be at one.
             if (page := _page(origin)) not in self.names and page not in map(_name, hosts):
                 detail = f"This studio takes no writes from pages of {origin!r}. {ADVICE}"
@@ -72,6 +69,14 @@ class AllowedHosts(Struct, frozen=True):
         """`host` is written as in a Host header: with or without a port, IPv6 in brackets."""
         name = _name(host)
         return name in self.names or (self.any_address and name is not None and _is_address(name))
+
+
+def origins(texts: Iterable[str]) -> tuple[str, ...]:
+    """As browsers write them. Raises ValueError for what is no origin of a page."""
+    found = [text.strip().rstrip("/").lower() for text in texts if text.strip()]
+    if bad := [text for text in found if text != ALL and (ALL in text or _page(text) is None)]:
+        raise ValueError(f"{bad[0]!r} is no origin of a page")
+    return tuple(found)
 
 
 @lru_cache(256)

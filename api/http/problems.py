@@ -10,10 +10,11 @@ from msgspec import UNSET, Struct, UnsetType
 from uuid_utils import uuid7
 
 from api.http.faults import validation_faults
-from api.http.hosts import ForbiddenError
+from api.http.refusals import Refusal
 from domain.errors import (
     ConflictError,
     DamagedError,
+    FailedError,
     Fault,
     InvalidError,
     KeyReusedError,
@@ -34,6 +35,7 @@ STATUS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
     KeyReusedError: (HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
     DamagedError: (HTTPStatus.GONE, "damaged"),
     TooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"),
+    FailedError: (HTTPStatus.INTERNAL_SERVER_ERROR, "generation_failed"),
     UnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     UncertainError: (HTTPStatus.SERVICE_UNAVAILABLE, "outcome_unknown"),
     UnicodeDecodeError: (HTTPStatus.BAD_REQUEST, "malformed_request"),
@@ -64,7 +66,7 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
         errors=faults or UNSET,
     )
     headers["X-Request-ID"] = problem.request_id
-    expected = isinstance(error, (UnavailableError, UncertainError)) or "client disconnected" in str(error)
+    expected = isinstance(error, (FailedError, UnavailableError, UncertainError)) or "client disconnected" in str(error)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not expected:
         logger.error("%s %s failed (%s).", request.method, request.url.path, problem.request_id, exc_info=error)
     return Response(problem, status_code=status, media_type="application/problem+json", headers=headers)
@@ -80,7 +82,7 @@ def _describe(
             return _describe(request, InvalidError(validation_faults(request, error)))
         case HTTPException():
             status = HTTPStatus(error.status_code)
-            code = error.code if isinstance(error, ForbiddenError) else status.name.lower()
+            code = error.code if isinstance(error, Refusal) else status.name.lower()
             headers = dict(error.headers or {})
             if "GET" in (methods := headers.get("allow", "").split(", ")):
                 headers["allow"] = ", ".join([*methods, "HEAD"])

@@ -51,6 +51,8 @@ class Renditions:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._checked: dict[str, None] = {}
         self._kept = _Kept(objects, limit)
+        self.limit = limit
+        self.hits = self.misses = 0
 
     async def get(self, sample: AudioSample, output_format: Format) -> AudioFile:
         """Raises NotFoundError when the master is gone, and DamagedError when it is not what was stored."""
@@ -77,11 +79,18 @@ class Renditions:
         async with self._locks.setdefault(keys[0], asyncio.Lock()):
             stored = [info for key in keys if (info := await self.objects.stat(key))]
             if len(stored) == len(keys):
+                self.hits += 1
                 return [self._kept.use(info) for info in stored]
+            self.misses += 1
             async with self._turns:
                 masters = [await self._bytes(sample) for sample in samples]
                 made = await asyncio.get_running_loop().run_in_executor(self._executor, make, *masters)
             return [await self._keep(*each) for each in zip(samples, keys, made, strict=True)]
+
+    @property
+    def known_bytes(self) -> int:
+        """Of what this process knows to be kept."""
+        return self._kept.bytes
 
     async def _keep(self, sample: AudioSample, key: str, made: bytes) -> AudioFile:
         try:
@@ -132,6 +141,10 @@ class _Kept:
         self._unseen = limit
         self._evicting = asyncio.Lock()
 
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
+
     def use(self, info: ObjectInfo) -> AudioFile:
         self._sizes[info.key] = info.size
         self._sizes.move_to_end(info.key)
@@ -150,7 +163,7 @@ class _Kept:
                 known = {key: there[key] for key in self._sizes if key in there}
                 self._sizes = OrderedDict({key: size for key, size in there.items() if key not in known} | known)
             for oldest in [key for key in self._sizes if key not in self._in_hand]:
-                if sum(self._sizes.values()) <= self._limit:
+                if self.bytes <= self._limit:
                     break
                 if oldest not in self._in_hand:
                     await self._objects.delete(oldest)

@@ -14,6 +14,7 @@ from domain.aggregates import AGGREGATES, EVENTS, TOPICS
 from domain.contract import Json
 from domain.contract.transitions import table
 from domain.contract.vectors import vectors
+from domain.correlation import MAX_ID
 from domain.envelope import CANONICAL, MAX_DEPTH, SOURCE
 from domain.events import Event, cloud_type
 from domain.ports import Topic
@@ -76,8 +77,20 @@ HEADERS: Final[Json] = {
     "ce_type": {"type": "string", "description": "Ends in the event's version."},
     "ce_time": {"type": "string", "format": "date-time", "pattern": f"^{CANONICAL.pattern}$"},
     "ce_subject": {"type": "string", "description": "The record's key."},
-    "ce_correlationid": {"type": "string", "description": "The key of the aggregate that the event is about."},
+    "ce_correlationid": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": MAX_ID,
+        "description": "The same in all that one request sets off: its X-Request-ID, or its trace's id; else the key.",
+    },
     "content-type": {"const": "application/json"},
+}
+OPTIONAL_HEADERS: Final[Json] = {
+    "ce_traceparent": {
+        "type": "string",
+        "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "description": "The event's place in its request's trace, as in W3C Trace Context.",
+    },
 }
 
 DEAD_LETTER: Final[Json] = {
@@ -123,7 +136,7 @@ def schema(event: type[Event]) -> Json:
 def asyncapi() -> Json:
     """What `GET /asyncapi.json` answers."""
     _, components = msgspec.json.schema_components(EVENTS.values(), ref_template="#/components/schemas/{name}")
-    cloud_event = {"type": "object", "required": [*HEADERS], "properties": HEADERS}
+    cloud_event = {"type": "object", "required": [*HEADERS], "properties": HEADERS | OPTIONAL_HEADERS}
     return {
         "asyncapi": "3.0.0",
         "info": {

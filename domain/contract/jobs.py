@@ -80,6 +80,10 @@ def sample(index: int, attempt: int = 1) -> SampleGenerated:
     )
 
 
+def candidate(index: int, likelihood: float | None, attempt: int = 1) -> SampleGenerated:
+    return replace(sample(index, attempt), likelihood=likelihood)
+
+
 def started(attempt: int, worker_id: str = "worker-1") -> JobStarted:
     return JobStarted(job_id="job-1", attempt=attempt, worker_id=worker_id)
 
@@ -170,6 +174,18 @@ def _vectors() -> Mapping[str, Sequence[Record]]:
             started(1),
         ),
         "a sample is made once": _log(SUBMITTED, started(1), sample(0), sample(0), sample(1), sample(1)),
+        "each candidate of the best of two is made once": _log(
+            replace(SUBMITTED, seeds=[7, 8, 9, 10], best_of=2, best_of_by="likelihood"),
+            started(1),
+            candidate(1, 0.5),
+            candidate(0, 0.25),
+            started(2, "worker-2"),
+            candidate(1, 0.75, 2),
+            COMPLETED,
+            candidate(3, None, 2),
+            candidate(2, -1.5, 2),
+            replace(COMPLETED, attempt=2),
+        ),
         "the first of two claims holds": _log(SUBMITTED, started(1), started(1, "worker-2"), sample(0)),
         "a takeover keeps the samples and shuts the old attempt out": _log(
             SUBMITTED, started(1), sample(0), started(2, "worker-2"), sample(1), COMPLETED, sample(1, 2)
@@ -296,8 +312,8 @@ PUBLISHED: Final = Published(
     fields={
         "id": "the aggregate's key",
         "status": "queued, processing, completed, failed, cancelling or cancelled",
-        "seeds": "one seed a sample",
-        "samples": "the id of each sample made, by its index written as text",
+        "seeds": "one seed a sample; with best_of over 1, one a candidate, best_of in a row for each sample",
+        "samples": "the id of each sample or candidate made, by its index written as text",
         "attempt": "the number of the last claim, from 1",
         "worker_id": "who made it",
         "failures": "attempts that reported an error",

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
+from domain.correlation import Correlation
 from domain.ports import Position
 
 # What a stranger writes on the log is held to the same bounds as what is written here; what breaks them is no event.
@@ -83,6 +84,7 @@ class Recorded(Struct, frozen=True):
     id: str
     time: str
     event: Event | Erased | UnknownEvent | Undecodable
+    correlation: Correlation | None = None
 
     @property
     def type(self) -> str:

@@ -1,10 +1,10 @@
 from typing import Annotated, Final, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from domain.events import ErrorText, Event, Identifier, Label, ModelId
 from domain.events.feedback import Notes, Seconds
-from domain.events.jobs import AdapterSnapshot, Sampling, Seed
+from domain.events.jobs import AdapterSnapshot, Lyrics, Parameters, Sampling, Seed
 from domain.events.prompts import MAX_SECONDS, MAX_TEXT, MAX_WORDING
 from domain.ports import Topic
 
@@ -40,7 +40,8 @@ class ABTestEvent(Event, frozen=True, kw_only=True):
 class ABTestCreated(ABTestEvent, frozen=True, kw_only=True, tag="ABTestCreated"):
     """The whole intention: the jobs of all pairs follow from it. An arm without an adapter is the base model.
 
-    `catch_trials` is how many trials of identical sides each voter is given besides the pairs.
+    `catch_trials` is how many trials of identical sides each voter is given besides the pairs. `parameters` and
+    `lyrics` are as in JobSubmitted, of every job.
     """
 
     name = "abtest.created"
@@ -55,6 +56,8 @@ class ABTestCreated(ABTestEvent, frozen=True, kw_only=True, tag="ABTestCreated")
     catch_trials: Annotated[int, Meta(ge=0, le=MAX_PAIRS)] = 0
     user_id: Label | None = None
     request_digest: Label | None = None
+    parameters: Parameters = field(default_factory=dict)
+    lyrics: Lyrics | None = None
 
 
 class ABTestReady(ABTestEvent, frozen=True, kw_only=True, tag="ABTestReady"):

@@ -1,12 +1,14 @@
 from typing import Annotated, Final, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from domain.events import END, NAME, Attempt, ErrorText, Event, Identifier, Label, ModelId, Moment, Sha256
 from domain.events.prompts import MAX_SECONDS, MAX_TEXT, MAX_WORDING
+from domain.events.webhooks import WebhookUrl
 from domain.ports import Topic
 
 Format: TypeAlias = Literal["flac", "wav", "mp3", "ogg"]
+Basis: TypeAlias = Literal["likelihood", "preference"]
 
 TOPIC: Final = Topic("jobs", partitions=12)
 MAX_SAMPLES: Final = 16
@@ -41,8 +43,25 @@ class Sampling(Struct, frozen=True, kw_only=True):
     guidance_scale: Annotated[float, _within("guidance_scale")] = 3.0
 
 
+MAX_LYRICS: Final = 10_000
+MAX_PARAMETERS: Final = 32
+MAX_PARAMETER_TEXT: Final = 2_000
+LARGEST: Final = 2**53
+ParameterName: TypeAlias = Annotated[str, Meta(pattern=f"^[a-z][a-z0-9_]*{END}", max_length=64)]
+ParameterValue: TypeAlias = (
+    bool
+    | Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
+    | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+    | Annotated[str, Meta(max_length=MAX_PARAMETER_TEXT)]
+)
+Parameters: TypeAlias = Annotated[dict[ParameterName, ParameterValue], Meta(max_length=MAX_PARAMETERS)]
+Lyrics: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_LYRICS)]
+
+
 AdapterFolder: TypeAlias = Annotated[str, Meta(pattern=f"^adapters(/{NAME})+{END}", max_length=1_000)]
 
+
+Score: TypeAlias = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
 
 SamplePath: TypeAlias = Annotated[str, Meta(pattern=rf"^samples(/{NAME})+\.flac{END}", max_length=1_000)]
 
@@ -51,6 +70,7 @@ class AdapterSnapshot(Struct, frozen=True, kw_only=True):
     """An adapter as it was when the job was accepted, so that a worker looks nothing up.
 
     Its files lie below `storage_path`. `sha256` is that of the list of their digests, as in AdapterRegistered.
+    `has_preference` says that a preference model is among them which tells held-out pairs apart better than chance.
     """
 
     id: Identifier
@@ -60,6 +80,7 @@ class AdapterSnapshot(Struct, frozen=True, kw_only=True):
     storage_path: AdapterFolder
     base_revision: Label | None = None
     sha256: Sha256 | None = None
+    has_preference: bool = False
 
 
 class Continuation(Struct, frozen=True, kw_only=True):
@@ -86,11 +107,19 @@ class JobEvent(Event, frozen=True, kw_only=True):
 class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     """Everything the worker needs. `seeds` has one seed a sample; `duration` is in seconds.
 
+    With `best_of` over 1, that many seeds in a row are the candidates for one sample, and each of them is generated and
+    has an index as a sample. Once all of a row are made, the one with the highest score is kept, and the others are
+    not to be heard. The score is `preference` where `best_of_by` says so, else `likelihood`; one without a score comes
+    last, and of equal ones the first is kept.
+
     `model_prompt` is the text that the model is given, attributes and all, where it is not the prompt itself;
     `warnings` say what the model does not read of it.
     `adapter_scale` says how much of the adapter is added to the model: 1 is as it was trained.
     `continuation` names the sample that the new ones continue; `duration` is with what they begin with.
+    `webhook_url` is told of the events named, by default of those that end the job.
     `request_digest` is the SHA-256 of the request, so that an idempotency key sent with another body is noticed.
+    `parameters` are all that the model takes besides, by name; `lyrics` are what it is to sing, with tags such as
+    [verse] where parts of the song begin.
     """
 
     name = "job.submitted"
@@ -115,6 +144,12 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     ab_test_id: Identifier | None = None
     adapter_scale: Annotated[float, _within("adapter_scale")] = 1.0
     continuation: Continuation | None = None
+    webhook_url: WebhookUrl | None = None
+    webhook_events: Annotated[tuple[Label, ...], Meta(max_length=20)] = ()
+    best_of: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] = 1
+    best_of_by: Basis | None = None
+    parameters: Parameters = field(default_factory=dict)
+    lyrics: Lyrics | None = None
 
 
 class JobStarted(JobEvent, frozen=True, kw_only=True, tag="JobStarted"):
@@ -129,6 +164,8 @@ class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"
     """The audio is already stored at `storage_path` when this is appended.
 
     `sha256` is of the FLAC, `pcm_sha256` of its samples alone: 24-bit little-endian integers, the channels in turn.
+    Of a candidate, `likelihood` is by how many nats a code the prompt makes it likelier, on average, and `preference`
+    are its log-odds to be preferred by the adapter's preference model, where that has one.
     """
 
     name = "job.sample.generated"
@@ -144,6 +181,8 @@ class SampleGenerated(JobEvent, frozen=True, kw_only=True, tag="SampleGenerated"
     sha256: Sha256
     loudness_lufs: Annotated[float, Meta(ge=-1_000, le=1_000)] | None = None
     pcm_sha256: Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")] | None = None
+    likelihood: Score | None = None
+    preference: Score | None = None
 
 
 class JobCompleted(JobEvent, frozen=True, kw_only=True, tag="JobCompleted"):

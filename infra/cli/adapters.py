@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from domain.lora import CONFIG, WEIGHTS
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import Folder, console, run
+from text2song.client import AsyncStudio, ClientError
 
 FILES: Final = {"weights": WEIGHTS, "config": CONFIG}
 PAGE: Final = 200
@@ -71,7 +71,7 @@ async def register(url: str, folder: Path, fields: dict[str, str]) -> None:
             except OSError as error:
                 way_out = "Name the folder that PEFT's save_pretrained wrote."
                 raise ClientError(f"{folder / name} cannot be read: {error.strerror}. {way_out}") from None
-        async with StudioClient(url) as client:
+        async with AsyncStudio(url) as client:
             await client.index()
             added = await client.upload("/adapters", fields, files, Adapter)
     console.tell(f"Adapter {added.name} {added.version} of {added.base_model}, rank {added.rank}, is {added.id}")
@@ -81,7 +81,7 @@ async def show(url: str) -> None:
     # In a narrow terminal names are folded, and neither cut nor left out.
     adapter, model = (Column(name, overflow="fold", min_width=10) for name in ("adapter", "base model"))
     table = Table("", adapter, model, "rank", Column("id", no_wrap=True))
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         path: str | None = f"/adapters?limit={PAGE}"
         while path is not None:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from infra.cli.client import ClientError, StudioClient, UnreachableError
 from infra.cli.downloads import Downloads
+from text2song.client import AsyncStudio, ClientError, UnreachableError
 
 FOLLOWED: Final = 8  # jobs at once; a studio makes them in about the order they were submitted in
 
@@ -54,7 +54,7 @@ async def make_all(console: Console, url: str, lines: Sequence[Line], request: d
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
     )
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         studio = await client.index()
         if studio.notice:
             console.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
@@ -69,7 +69,7 @@ async def make_all(console: Console, url: str, lines: Sequence[Line], request: d
 class Batch:
     """`missing` counts the prompts that were refused or whose jobs did not complete."""
 
-    def __init__(self, client: StudioClient, downloads: Downloads, bar: Progress, count: int) -> None:
+    def __init__(self, client: AsyncStudio, downloads: Downloads, bar: Progress, count: int) -> None:
         self.missing = 0
         self._client = client
         self._downloads = downloads

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from domain.errors import Text2SongError
 from domain.prompts import CONTROL
-from infra.settings import Settings, load, masked
+from infra.heartbeat import beat
+from infra.settings import Settings, load, masked, path
 
 REPEAT_SECONDS: Final = 30.0
 REPEATED_SECONDS: Final = 0.5  # a signal that comes twice within it was sent once
@@ -79,17 +80,21 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-async def run_role(work: Coroutine[Any, Any, None]) -> None:
-    """Runs until a signal comes, or the work fails."""
+async def run_role(work: Coroutine[Any, Any, None], heartbeat: Path | None = None) -> None:
+    """Runs until a signal comes, or the work fails; meanwhile touches the heartbeat's file."""
     with signals() as stopped:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(work)
+            beating = tasks.create_task(beat(heartbeat)) if heartbeat else None
             waiting = tasks.create_task(stopped.wait())
             await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if stopped.is_set():
                 say("Stopping … (Ctrl-C again stops at once)")
             running.cancel()
             waiting.cancel()
+            if beating is not None:
+                await asyncio.wait({running})
+                beating.cancel()
 
 
 class RepeatFilter(logging.Filter):
@@ -152,6 +157,10 @@ def say(sentence: str) -> None:
 
 def chosen_settings(**options: Any) -> Settings:
     return or_exit(lambda: load(os.environ, **options))
+
+
+def heartbeat(settings: Settings) -> Path | None:
+    return path(settings, "heartbeat") if settings.heartbeat else None
 
 
 def run(task: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -14,9 +14,9 @@ from rich.table import Column, Table
 
 from domain.dataset_card import WORDS
 from domain.events.datasets import Agreement
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import Folder, chosen_settings, console, run
 from infra.settings import Settings
+from text2song.client import AsyncStudio, ClientError
 from workers.dataset_folder import unpack
 
 PAGE: Final = 200
@@ -173,7 +173,7 @@ def rebuild(ident: str, data: str | None) -> None:
 
 async def make(url: str, request: dict[str, Any]) -> None:
     """Raises ClientError, also for a dataset that cannot be built."""
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         made = await client.post("/datasets", request, Dataset)
         console.tell(f"Dataset {made.id} is being built …")
@@ -186,7 +186,7 @@ async def make(url: str, request: dict[str, Any]) -> None:
 async def show_all(url: str) -> None:
     name = Column("name", overflow="fold", min_width=10)
     table = Table(name, "type", "status", Column("items", justify="right"), Column("id", no_wrap=True))
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         path: str | None = f"/datasets?limit={PAGE}"
         while path is not None:
@@ -199,13 +199,13 @@ async def show_all(url: str) -> None:
 
 
 async def show_one(url: str, ident: str) -> None:
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         _tell(await client.fetch(_path(ident), Dataset))
 
 
 async def print_items(url: str, ident: str) -> None:
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         path: str | None = f"{_path(ident)}/items?limit={PAGE}"
         while path is not None and not console.quiet:
@@ -217,7 +217,7 @@ async def print_items(url: str, ident: str) -> None:
 
 async def write(url: str, ident: str, folder: Path, wanted: str | None) -> None:
     """Raises ClientError, also for a folder that has something in it and for an archive that is not as it was made."""
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         form = wanted or (await client.fetch(_path(ident), Dataset)).type
         await client.post(f"{_path(ident)}/export", {"format": form}, Dataset)
@@ -264,7 +264,7 @@ async def build_again(settings: Settings, ident: str) -> None:
         )
 
 
-async def _until(client: StudioClient, ident: str, done: Callable[[Dataset], bool]) -> Dataset:
+async def _until(client: AsyncStudio, ident: str, done: Callable[[Dataset], bool]) -> Dataset:
     while True:
         found = await client.fetch(_path(ident), Dataset)
         if done(found):

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from domain.events.jobs import Format
 from domain.file_names import file_name
-from infra.cli.client import ClientError, StudioClient
+from text2song.client import AsyncStudio, ClientError, Sample
 
 
 class Downloads:
@@ -29,13 +29,13 @@ class Downloads:
                 f"The folder {self._folder} cannot be made: {error.strerror}. Choose another with --output."
             ) from None
 
-    async def save(self, console: Console, client: StudioClient, job: dict[str, Any]) -> None:
+    async def save(self, console: Console, client: AsyncStudio, job: dict[str, Any]) -> None:
         """Saves what a job has made, and prints the files. Raises ClientError, also for a job that did not complete."""
         if job["status"] != "completed":
             raise ClientError(f"Job {job['id']} is {job['status']}: {job['error'] or 'somebody stopped it'}.")
         for index, sample_id in enumerate(job["sample_ids"]):
             path = self._free(job["prompt"], job["id"], index)
-            await client.download(sample_id, self._format, path)
+            await client.download(sample_id, path, self._format)
             console.print(_describe(path, await client.sample(sample_id)), soft_wrap=True)
 
     def _free(self, prompt: str, job_id: str, index: int) -> Path:
@@ -46,9 +46,12 @@ class Downloads:
         return self._folder / name
 
 
-def _describe(path: Path, sample: dict[str, Any]) -> str:
-    loudness = "silent" if sample["loudness_lufs"] is None else f"{sample['loudness_lufs']:.1f} LUFS"
+def _describe(path: Path, sample: Sample) -> str:
+    loudness = "silent" if sample.loudness_lufs is None else f"{sample.loudness_lufs:.1f} LUFS"
+    picked = ""
+    if sample.picked_by is not None:
+        picked = f", the best of {len(sample.scores)} by {sample.picked_by}"
     return (
-        f"  [bold]{escape(str(path))}[/bold]  {sample['duration_seconds']:.2f} s, "
-        f"{sample['sample_rate'] / 1000:g} kHz, {loudness}, seed {sample['generation_params']['seed']}"
+        f"  [bold]{escape(str(path))}[/bold]  {sample.duration_seconds:.2f} s, "
+        f"{sample.sample_rate / 1000:g} kHz, {loudness}, seed {sample.generation_params['seed']}{picked}"
     )

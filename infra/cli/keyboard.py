@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import click
 
-from infra.cli.client import ClientError
+from text2song.client import ClientError
 
 STDIN: Final = 0
 SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-9;]*[A-Za-z~]|O[A-Za-z])")

@@ -1,7 +1,8 @@
 import click
 from rich.markup import escape
 
-from infra.cli.console import chosen_settings, places, run, run_role, say
+from infra.cli.console import places, say
+from infra.cli.service import serve
 from infra.settings import Settings
 
 
@@ -9,8 +10,7 @@ from infra.settings import Settings
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 def learn(device: str | None) -> None:
     """Train adapters: claim requested trainings and carry them out, with any number of trainers beside."""
-    settings = chosen_settings(device=device)
-    run(lambda: run_role(_learn(settings)))
+    serve("learn", _learn, device=device)
 
 
 async def _learn(settings: Settings) -> None:

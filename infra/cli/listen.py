@@ -12,12 +12,12 @@ from rich.markup import escape
 
 from domain.events.ab_tests import Arm, Side
 from infra.cli import keyboard, pairs
-from infra.cli.client import ClientError, RefusedError, StudioClient
 from infra.cli.console import Terminal, console, or_exit, run
 from infra.cli.keyboard import Keyboard
 from infra.cli.pairs import Answer
 from infra.cli.player import Clip, Player
 from infra.cli.rate import login
+from text2song.client import AsyncStudio, ClientError, RefusedError
 
 CONFLICT: Final = 409
 POLL_SECONDS: Final = 1.0
@@ -71,7 +71,7 @@ def command(test_id: str, url: str, voter: str | None, *, wait: bool) -> None:
 async def listen(terminal: Terminal, fd: int, url: str, test_id: str, voter: str, *, wait: bool = False) -> None:
     """Raises ClientError."""
     path = f"/ab-tests/{quote(test_id, safe='')}"
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         studio = await client.index()
         if studio.notice:
             terminal.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
@@ -88,7 +88,7 @@ async def listen(terminal: Terminal, fd: int, url: str, test_id: str, voter: str
 
 
 class Listening:
-    def __init__(self, terminal: Terminal, client: StudioClient, keys: Keyboard, player: Player, path: str) -> None:
+    def __init__(self, terminal: Terminal, client: AsyncStudio, keys: Keyboard, player: Player, path: str) -> None:
         self._terminal = terminal
         self._client = client
         self._keys = keys
@@ -158,7 +158,7 @@ def told(vote: Vote) -> str:
     return f"Left was {left}, right {right}."
 
 
-async def _ready(terminal: Terminal, client: StudioClient, path: str, *, wait: bool) -> dict[str, Any]:
+async def _ready(terminal: Terminal, client: AsyncStudio, path: str, *, wait: bool) -> dict[str, Any]:
     """The test once there is something to hear. Raises ClientError."""
     said = ""
     while (test := await client.get(path))["status"] == "generating":

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from infra.cli.client import ClientError, StudioClient
+from text2song.client import AsyncStudio, ClientError
 
 Sound: TypeAlias = NDArray[np.float32]
 Preferred: TypeAlias = Literal["left", "right", "tie"]
@@ -67,7 +67,7 @@ class Listener:
         self._errors = errors
         self._seed = seed
 
-    async def prefers(self, client: StudioClient, left: str, right: str, question: object) -> Preferred:
+    async def prefers(self, client: AsyncStudio, left: str, right: str, question: object) -> Preferred:
         """Of two clips by the paths of their WAV files; exactly alike is a tie. Raises ClientError."""
         scores = [await asyncio.to_thread(self._score, path, await client.content(path)) for path in (left, right)]
         if scores[0] == scores[1]:

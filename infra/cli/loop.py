@@ -8,11 +8,11 @@ from typing import Any, BinaryIO, Final
 import click
 
 from infra.cli import batch, keyboard
-from infra.cli.client import StudioClient
 from infra.cli.console import Folder, console, or_exit, run
 from infra.cli.loop_state import Folder as State
 from infra.cli.loop_state import Options, Turn, gone_on
 from infra.cli.rate import login
+from text2song.client import AsyncStudio
 from workers.training.config import LEAST, METHODS
 
 NOTHING_LEARNT: Final = 3
@@ -89,7 +89,7 @@ async def _begin(url: str, state: State, asked: dict[str, Any], report: Path, ou
         from infra.cli.loop_listening import Judge, Person, Simulated
         from infra.cli.loop_steps import Loop
 
-        async with StudioClient(url) as client:
+        async with AsyncStudio(url) as client:
             judge: Judge
             if fd is not None:
                 judge = Person(console, client, fd)

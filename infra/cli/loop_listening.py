@@ -7,11 +7,11 @@ from typing import Any, Protocol, TypeAlias
 from msgspec import Struct
 
 from infra.cli import listen, pairs
-from infra.cli.client import RefusedError, StudioClient
 from infra.cli.console import Terminal
 from infra.cli.keyboard import Keyboard
 from infra.cli.listener import Listener
 from infra.cli.player import Clip, Player
+from text2song.client import AsyncStudio, RefusedError
 
 
 class Two(Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Judge(Protocol):
 
 
 class Person:
-    def __init__(self, terminal: Terminal, client: StudioClient, fd: int) -> None:
+    def __init__(self, terminal: Terminal, client: AsyncStudio, fd: int) -> None:
         self._terminal = terminal
         self._client = client
         self._fd = fd
@@ -71,7 +71,7 @@ class Person:
 
 
 class Simulated:
-    def __init__(self, client: StudioClient, listener: Listener) -> None:
+    def __init__(self, client: AsyncStudio, listener: Listener) -> None:
         self._client = client
         self._listener = listener
 

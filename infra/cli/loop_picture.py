@@ -6,7 +6,7 @@ from typing import Final
 
 WIDTH: Final = 360
 HEIGHT: Final = 200
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 34
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 30, 34
 # What is drawn where the method has it, on the same axes where two are of one kind.
 CURVES: Final[Mapping[str, tuple[str, ...]]] = {
     "Expected reward": ("gain", "held_out_gain"),
@@ -40,7 +40,7 @@ def _picture(title: str, lines: Sequence[Sequence[tuple[float, float]]]) -> str:
     parts = []
     for value in (low, high):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text class="faint" x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text class="faint" x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2g}</text>')
     parts += [
         f'<text class="faint" x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step:.0f}</text>'
         for step in (first, last)

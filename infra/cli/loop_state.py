@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from infra.cli.client import ClientError
+from text2song.client import ClientError
 from workers.training.config import Method
 
 FILE: Final = "turn.json"

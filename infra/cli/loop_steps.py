@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -14,12 +13,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from domain.events.jobs import SEEDS
 from domain.verdicts import Results
 from infra.cli import listen, loop_prompts, verdict
-from infra.cli.client import PATIENCE_SECONDS, ClientError, RefusedError, StudioClient, UnreachableError
 from infra.cli.console import Terminal
 from infra.cli.loop_listening import Judge, Two
 from infra.cli.loop_report import Clips, Told, report
 from infra.cli.loop_state import Folder, Judgement, Turn
 from infra.cli.verdict_words import Asked
+from text2song.client import AsyncStudio, ClientError, RefusedError
 from workers.training.config import LEAST
 
 Outcome: TypeAlias = Literal["tested", "nothing_learnt", "stopped"]
@@ -40,7 +39,7 @@ class Identified(Struct, frozen=True):
 
 
 class Loop:
-    def __init__(self, terminal: Terminal, client: StudioClient, folder: Folder, turn: Turn, judge: Judge) -> None:
+    def __init__(self, terminal: Terminal, client: AsyncStudio, folder: Folder, turn: Turn, judge: Judge) -> None:
         self._terminal = terminal
         self._client = client
         self._folder = folder
@@ -80,7 +79,7 @@ class Loop:
         if not self._turn.jobs:
             return
         try:
-            await self._get(f"/jobs/{self._turn.jobs[0]}")
+            await self._client.get(f"/jobs/{self._turn.jobs[0]}")
         except RefusedError as error:
             if error.status != GONE:
                 raise
@@ -151,7 +150,7 @@ class Loop:
         key = self._turn.key("answer", number)
         judgement = Judgement(body=body, is_sent=True)
         try:
-            await self._patiently(lambda: self._client.post("/feedback", body, dict[str, Any], key))
+            await self._client.post("/feedback", body, dict[str, Any], key)
         except RefusedError as error:
             if error.status != GONE:
                 raise
@@ -185,10 +184,10 @@ class Loop:
             made = await self._client.post("/datasets", request, Identified, turn.key("dataset", turn.tries))
             turn.dataset_id = made.id
             self._save()
-        dataset = await self._get(f"/datasets/{turn.dataset_id}")
+        dataset = await self._client.get(f"/datasets/{turn.dataset_id}")
         while dataset["status"] not in {"built", "failed"}:
             await asyncio.sleep(POLL_SECONDS)
-            dataset = await self._get(f"/datasets/{turn.dataset_id}")
+            dataset = await self._client.get(f"/datasets/{turn.dataset_id}")
         if dataset["status"] == "failed":
             turn.dataset_id, turn.tries = None, turn.tries + 1
             self._save()
@@ -230,7 +229,7 @@ class Loop:
         begin, is_lonely = time.monotonic(), False
         with self._bar() as bar:
             task = bar.add_task("waiting for a trainer", total=100, figures="")
-            while (now := await self._get(f"/trainings/{self._turn.training_id}"))["status"] in {
+            while (now := await self._client.get(f"/trainings/{self._turn.training_id}"))["status"] in {
                 "queued",
                 "processing",
             }:
@@ -267,7 +266,7 @@ class Loop:
             self._save()
         with self._bar() as bar:
             task = bar.add_task("clips of the test", total=None, figures="")
-            while (test := await self._get(f"/ab-tests/{turn.ab_test_id}"))["status"] == "generating":
+            while (test := await self._client.get(f"/ab-tests/{turn.ab_test_id}"))["status"] == "generating":
                 done = test["pairs_generated"] + test["pairs_failed"]
                 bar.update(task, total=test["pairs_total"], completed=done)
                 await asyncio.sleep(POLL_SECONDS)
@@ -275,7 +274,7 @@ class Loop:
     async def _vote(self) -> bool:
         """Whether no pair is left to be heard."""
         path = f"/ab-tests/{self._turn.ab_test_id}"
-        if (await self._get(path))["status"] == "closed":
+        if (await self._client.get(path))["status"] == "closed":
             return True
         with self._bar(hidden=self._is_person) as bar:
             task = bar.add_task("votes", total=None, figures="")
@@ -297,12 +296,12 @@ class Loop:
             asked = await self._client.fetch(path, Asked)
             found = await self._client.fetch(f"{path}/results", Results)
             verdict.show(self._terminal, asked, found)
-            clips = await self._clips(await self._get(path))
+            clips = await self._clips(await self._client.get(path))
         told = Told(
             turn=turn,
-            dataset=await self._get(f"/datasets/{turn.dataset_id}"),
-            training=await self._get(f"/trainings/{turn.training_id}"),
-            adapter=await self._get(f"/adapters/{turn.adapter_id}") if turn.adapter_id else None,
+            dataset=await self._client.get(f"/datasets/{turn.dataset_id}"),
+            training=await self._client.get(f"/trainings/{turn.training_id}"),
+            adapter=await self._client.get(f"/adapters/{turn.adapter_id}") if turn.adapter_id else None,
             asked=asked,
             found=found,
             clips=clips,
@@ -321,7 +320,7 @@ class Loop:
             sides = []
             for name in ("job_a", "job_b"):
                 try:
-                    [sample_id] = (await self._get(f"/jobs/{pair[name]}"))["sample_ids"]
+                    [sample_id] = (await self._client.get(f"/jobs/{pair[name]}"))["sample_ids"]
                     sides.append(await self._client.content(f"/audio/{sample_id}/stream?format=mp3"))
                 except (RefusedError, ValueError):
                     break
@@ -338,20 +337,6 @@ class Loop:
                 bar.update(task, figures=f"making {data['progress']:.0f} %")
         bar.update(task, figures="")
         return data
-
-    async def _get(self, path: str) -> dict[str, Any]:
-        return await self._patiently(lambda: self._client.get(path))
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Across a restart of the studio."""
-        begin = time.monotonic()
-        while True:
-            try:
-                return await call()
-            except UnreachableError:
-                if time.monotonic() - begin > PATIENCE_SECONDS:
-                    raise
-            await asyncio.sleep(POLL_SECONDS)
 
     def _stopped(self, where: str) -> Outcome:
         self._say(f"Stopped in the middle of {where}; the same command goes on.")

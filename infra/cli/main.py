@@ -9,6 +9,7 @@ from typing import Final, cast
 import click
 
 from infra.cli.console import RepeatFilter, prepare_streams
+from infra.logs import LAYOUT
 
 COMMANDS: Final[Mapping[str, str]] = {
     "adapters": "adapters.adapters",
@@ -18,6 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "dataset": "dataset.dataset",
     "demo": "demo.command",
     "generate": "generate.command",
+    "keys": "keys.keys",
     "learn": "learn.learn",
     "listen": "listen.command",
     "loop": "loop.command",
@@ -33,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "train": "train.command",
     "up": "studio.up",
     "verdict": "verdict.command",
+    "webhooks": "webhooks.webhooks",
     "work": "studio.work",
 }
 
@@ -50,11 +53,14 @@ class _Commands(click.Group):
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("text2song-studio"))
-def main() -> None:
+@click.option("--key", help="API key for a studio that needs one.  [default: TEXT2SONG_KEY]")
+def main(key: str | None) -> None:
     """Text2Song Studio: prompts to music, on one machine or many."""
+    if key is not None:
+        from text2song.connection import KEY
+
+        KEY.set(key)
     prepare_streams()
     handler = logging.StreamHandler()
     handler.addFilter(RepeatFilter())
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
-    )
+    logging.basicConfig(level=logging.WARNING, format=LAYOUT, handlers=[handler])

@@ -16,8 +16,8 @@ from typing import Final, Self
 from msgspec import Struct
 
 from domain.errors import Text2SongError
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import Terminal
+from text2song.client import AsyncStudio, ClientError
 
 PROGRAMS: Final = (
     ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
@@ -48,7 +48,7 @@ class Player:
     A player that fails is said so once; from then on the addresses are printed.
     """
 
-    def __init__(self, terminal: Terminal, client: StudioClient) -> None:
+    def __init__(self, terminal: Terminal, client: AsyncStudio) -> None:
         self.seconds: dict[str, float] = {}
         self._terminal = terminal
         self._client = client

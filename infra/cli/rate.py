@@ -9,10 +9,11 @@ import click
 from rich.markup import escape
 
 from infra.cli import keyboard, pairs
-from infra.cli.client import TERMINAL, ClientError, RefusedError, StudioClient
 from infra.cli.console import Terminal, console, or_exit, run
 from infra.cli.keyboard import Keyboard
 from infra.cli.player import Clip, Player
+from text2song.client import AsyncStudio, ClientError, RefusedError, Sample
+from text2song.connection import TERMINAL
 
 LEGEND: Final = "Keys: 1 to 5 rating · r again · n notes · t tags · s skip · q quit"
 WITHOUT_TERMINAL: Final = (
@@ -53,7 +54,7 @@ def login() -> str:
 
 async def send(terminal: Terminal, url: str, job_id: str, number: int | None, given: Mapping[str, Any]) -> None:
     """The same feedback on every sample, or on one. Raises ClientError."""
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         _, chosen = await _samples(client, job_id, number)
         for place, sample_id in chosen:
@@ -65,7 +66,7 @@ async def rate(
     terminal: Terminal, fd: int, url: str, job_id: str, *, number: int | None = None, user_id: str | None = None
 ) -> None:
     """Raises ClientError."""
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         studio = await client.index()
         if studio.notice:
             terminal.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
@@ -85,7 +86,7 @@ async def rate(
 
 class Rating:
     def __init__(
-        self, terminal: Terminal, client: StudioClient, keys: Keyboard, player: Player, user_id: str | None
+        self, terminal: Terminal, client: AsyncStudio, keys: Keyboard, player: Player, user_id: str | None
     ) -> None:
         self._terminal = terminal
         self._client = client
@@ -100,9 +101,7 @@ class Rating:
         for place, sample_id in samples:
             sample = await self._client.sample(sample_id)
             name = f"sample {place}"
-            clips[sample_id] = Clip(
-                name=name, path=f"{sample['stream_url']}?format=wav", duration=sample["duration_seconds"]
-            )
+            clips[sample_id] = Clip(name=name, path=f"{sample.stream_url}?format=wav", duration=sample.duration_seconds)
             self._terminal.tell(f"{name.capitalize()} of {samples[-1][0]}: {_facts(sample)}", "bold")
             if not await self._rate(sample_id, clips[sample_id]):
                 return
@@ -186,7 +185,7 @@ class Rating:
 
 
 async def _samples(
-    client: StudioClient, job_id: str, number: int | None
+    client: AsyncStudio, job_id: str, number: int | None
 ) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     """The job, and those of its samples that were asked for, by their places. Raises ClientError."""
     job = await client.get(f"/jobs/{quote(job_id, safe='')}")
@@ -201,10 +200,9 @@ async def _samples(
     return job, [samples[number - 1]]
 
 
-def _facts(sample: Mapping[str, Any]) -> str:
-    adapter = sample["adapter"]
-    made = f"adapter {adapter['name']} {adapter['version']}" if adapter else "base model"
-    return f"{sample['duration_seconds']:.2f} s, seed {sample['generation_params']['seed']}, {made}"
+def _facts(sample: Sample) -> str:
+    made = f"adapter {sample.adapter.name} {sample.adapter.version}" if sample.adapter else "base model"
+    return f"{sample.duration_seconds:.2f} s, seed {sample.generation_params['seed']}, {made}"
 
 
 def _nonempty(name: str, value: Any) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from rich.table import Column, Table
 from domain.file_names import stem
 from domain.verdicts import Results
 from infra.cli import verdict_words as words
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import console, run
 from infra.cli.verdict_report import report
 from infra.cli.verdict_words import Asked
+from text2song.client import AsyncStudio, ClientError
 
 ROWS: Final = 8
 AXIS: Final = 10  # columns
@@ -46,7 +46,7 @@ def command(test: str, url: str, html: Path | None) -> None:
 async def tell(shown: Console, url: str, test: str, html: Path | None) -> None:
     """Raises ClientError where there is no such test, and where the report cannot be written."""
     path = f"/ab-tests/{quote(test, safe='')}"
-    async with StudioClient(url) as client:
+    async with AsyncStudio(url) as client:
         await client.index()
         asked = await client.fetch(path, Asked)
         found = await client.fetch(f"{path}/results", Results)

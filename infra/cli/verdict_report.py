@@ -21,7 +21,7 @@ h1 { font-size: 1.3rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5re
 .faint, footer { color: var(--faint); font-size: .9rem; }
 .verdict { background: var(--card); border-left: .3rem solid var(--line); padding: .8rem 1rem; margin: 1.2rem 0; }
 .verdict p { margin: .3rem 0; } .verdict p:first-child { font-size: 1.25rem; font-weight: 600; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 400; }
+table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 400; overflow-wrap: normal; }
 th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 td:nth-child(2) { font-variant-numeric: tabular-nums; }
 td:last-child { color: var(--faint); font-size: .9rem; } figure { margin: 1rem 0; } .wide { display: none; }

@@ -14,9 +14,9 @@ from matplotlib import pyplot
 from numpy.typing import NDArray
 from PIL import Image
 
-from infra.cli.client import StudioClient
 from infra.roles import studio
 from infra.settings import Settings
+from text2song.client import AsyncStudio
 
 HERE: Final = Path(__file__).parent
 SECONDS: Final = 10.0
@@ -37,15 +37,15 @@ COLOURS: Final = 96
 
 async def make(folder: Path) -> None:
     """An MP3 beside this file and a WAV in the folder for each clip."""
-    async with studio(Settings(data=str(folder / "data"), port=0)) as url, StudioClient(url) as client:
+    async with studio(Settings(data=str(folder / "data"), port=0)) as url, AsyncStudio(url) as client:
         for name, (prompt, seed) in CLIPS.items():
             request = {"prompt": prompt, "seed": seed, "duration": SECONDS}
             job_id = (await client.submit(request, str(uuid4()))).job_id
             async for _ in client.follow(job_id):
                 pass
             sample_id = (await client.get(f"/jobs/{job_id}"))["sample_ids"][0]
-            await client.download(sample_id, "mp3", HERE / f"{name}.mp3")
-            await client.download(sample_id, "wav", folder / f"{name}.wav")
+            for target in (HERE / f"{name}.mp3", folder / f"{name}.wav"):
+                await client.download(sample_id, target)
 
 
 def spectrogram(audio: NDArray[np.float32], rate: int) -> NDArray[np.float64]:

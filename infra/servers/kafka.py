@@ -2,18 +2,23 @@
 
 import base64
 import os
+import signal
 import socket
 import struct
 import subprocess
+import tempfile
+import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final
 
 from msgspec import Struct
 
 from domain.errors import UnavailableError
-from infra.servers import installation, versions
+from infra.servers import installation, ports, versions
 from infra.servers.installation import Announce
-from infra.servers.process import complaint
+from infra.servers.process import Process, complaint
 
 # After a kill the node may register again only when its old session is over: a second, not the usual nine.
 PROPERTIES: Final = """\
@@ -43,6 +48,7 @@ LOGGING: Final = [
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
 ]
+ARCHIVE_SECONDS: Final = 60.0
 METADATA: Final = struct.pack(">ihhihi", 14, 3, 1, 0, -1, 0)  # size, api, version, correlation, no client id, no topics
 
 
@@ -57,14 +63,20 @@ class Kafka(Struct, frozen=True):
         return f"127.0.0.1:{self.port}"
 
     def install(self, announce: Announce) -> Path:
-        return installation.kafka(announce)
+        jars = installation.kafka(announce)
+        _classes(jars, announce)
+        return jars
 
     def command(self, jars: Path, configured: str = "") -> list[str]:
         """`configured` has properties that replace those of the same name.
 
         Raises UnavailableError when the folder cannot be made a log of.
         """
-        java = [installation.java(), "-Xmx512m", *LOGGING, "-cp", f"{jars}/*"]
+        return self.started_with([f"-XX:SharedArchiveFile={_classes(jars)}"], jars, configured)
+
+    def started_with(self, options: list[str], jars: Path, configured: str = "") -> list[str]:
+        """`options` are the JVM's."""
+        java = [installation.java(), "-Xmx512m", *LOGGING, *options, "-cp", f"{jars}/*"]
         data, properties = self.folder / "data", self.folder / "server.properties"
         if "," in str(data) or "\\" in str(data):
             raise UnavailableError(f"Kafka takes no folder with a comma or backslash in its name: {data}.")
@@ -93,3 +105,20 @@ class Kafka(Struct, frozen=True):
         except OSError:
             return False
         return len(header) == 12 and struct.unpack(">iii", header)[2] == 1
+
+
+def _classes(jars: Path, announce: Announce = lambda _: None) -> Path:
+    return installation.kafka_classes(jars, announce, partial(_archive, jars))
+
+
+def _archive(jars: Path, file: Path) -> None:
+    """Runs Kafka until it answers, and has the JVM write down at its end which classes it had."""
+    with tempfile.TemporaryDirectory(dir=file.parents[1]) as folder:
+        kafka = Kafka(Path(folder), *islice(ports.free(), 2))
+        command = kafka.started_with([f"-XX:ArchiveClassesAtExit={file}"], jars)
+        process = Process.spawn(command, kafka.environment(), Path(folder) / "log")
+        ends = time.monotonic() + ARCHIVE_SECONDS
+        while process.alive and not kafka.answers() and time.monotonic() < ends:
+            time.sleep(0.1)
+        if not process.end(signal.SIGTERM, ARCHIVE_SECONDS):
+            process.end(signal.SIGKILL, ARCHIVE_SECONDS)

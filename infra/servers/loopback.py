@@ -1,10 +1,8 @@
 """Kafka, MongoDB and S3 as real servers on loopback, kept in one folder."""
 
 import fcntl
-import random
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from domain.errors import UnavailableError
-from infra.servers import s3
+from infra.servers import ports, s3
 from infra.servers.addresses import Addresses
 from infra.servers.installation import Announce
 from infra.servers.kafka import Kafka
@@ -26,9 +24,6 @@ from infra.servers.s3 import S3
 
 Name = Literal["kafka", "mongo", "s3"]
 NAMES: Final[tuple[Name, ...]] = ("kafka", "mongo", "s3")
-# Below the ports that outgoing connections take: a client that keeps calling a dead server on one of those ends up
-# connected to itself, and the server cannot come back.
-PORTS: Final = range(20_000, 32_768)
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0
 
@@ -46,9 +41,9 @@ class State(Struct, kw_only=True):
 
     @classmethod
     def new(cls) -> Self:
-        kafka, controller, mongo, gateway = islice(free_ports(), 4)
-        ports: dict[Name, list[int]] = {"kafka": [kafka, controller], "mongo": [mongo], "s3": [gateway]}
-        return cls(ports=ports, s3_secret_key=secrets.token_hex(16))
+        kafka, controller, mongo, gateway = islice(ports.free(), 4)
+        chosen: dict[Name, list[int]] = {"kafka": [kafka, controller], "mongo": [mongo], "s3": [gateway]}
+        return cls(ports=chosen, s3_secret_key=secrets.token_hex(16))
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -89,8 +84,8 @@ class Servers:
         """
         with self._changing() as state:
             for name in NAMES:
-                if not _runs(name, state) and any(_taken(port) for port in state.ports[name]):
-                    state.ports[name] = list(islice(free_ports(), len(state.ports[name])))
+                if not _runs(name, state) and any(ports.taken(port) for port in state.ports[name]):
+                    state.ports[name] = list(islice(ports.free(), len(state.ports[name])))
             return self._start(NAMES, state)
 
     def start(self, name: Name) -> None:
@@ -134,7 +129,7 @@ class Servers:
         for name in stopped:
             server = _server(name, self.folder, state)
             for port in state.ports[name]:
-                if _taken(port):
+                if ports.taken(port):
                     raise UnavailableError(
                         f"Port {port} of {server.title} is taken by another process. Stop that first."
                     )
@@ -226,15 +221,3 @@ def _server(name: Name, folder: Path, state: State) -> Kafka | MongoDB | S3:
 
 def _runs(name: Name, state: State) -> bool:
     return name in state.processes and state.processes[name].alive
-
-
-def _taken(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return True
-    return False
-
-
-def free_ports() -> Iterator[int]:
-    return (port for port in random.sample(PORTS, len(PORTS)) if not _taken(port))

@@ -20,8 +20,9 @@ from aiokafka.errors import (
 )
 from msgspec import Struct
 
-from domain.errors import ConflictError, UnavailableError
+from domain.errors import ConflictError, RefusedError, UnavailableError
 from domain.ports import Topic
+from infra.storage import tls
 
 POLL_SECONDS: Final = 0.05
 EXPLAIN_SECONDS: Final = 3.0
@@ -48,6 +49,8 @@ class KafkaAccess(Struct, frozen=True, kw_only=True):
     username: str | None = None
     password: str | None = None
     cafile: str | None = None
+    certificate: str | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.uses_sasl and (self.username is None or self.password is None):
@@ -94,25 +97,27 @@ class KafkaAccess(Struct, frozen=True, kw_only=True):
         return faust.SSLCredentials(tls) if tls else None
 
     def _tls(self) -> ssl.SSLContext:
-        try:
-            return ssl.create_default_context(cafile=self.cafile)
-        except OSError as error:
-            raise UnavailableError(
-                f"The certificates in {self.cafile} cannot be read: {error}. Name a PEM file with Kafka's authorities."
-            ) from None
+        return tls.context(self.cafile, self.certificate, self.key, setting="TEXT2SONG_KAFKA")
 
 
-async def diagnose(access: KafkaAccess, error: Exception) -> str:
+async def diagnose(access: KafkaAccess, error: Exception) -> UnavailableError:
     """Why the first broker refuses a connection, which the clients only log; otherwise the error's own text."""
+    kind = UnavailableError
     host, port, _ = collect_hosts(access.servers, randomize=False)[0]
     try:
         async with asyncio.timeout(EXPLAIN_SECONDS):
             connection = await create_conn(host, port, **access.connection())
         await connection.close()
     except AUTHENTICATION_ERRORS as refused:
-        reason = f"it refused the login ({refused}). Correct the user, the password or the mechanism"
+        kind = RefusedError
+        reason = (
+            f"it refused the login ({refused}). Correct the user, the password or the mechanism: "
+            "TEXT2SONG_KAFKA_USERNAME, TEXT2SONG_KAFKA_PASSWORD, TEXT2SONG_KAFKA_MECHANISM"
+        )
     except ssl.SSLError as failed:
-        reason = f"TLS failed ({failed}). See that this port speaks TLS and that the CA file is Kafka's"
+        found = tls.distrusted(failed, "TEXT2SONG_KAFKA_CA")
+        kind = RefusedError if found else UnavailableError
+        reason = found or f"TLS failed ({failed}). See that this port speaks TLS and that the CA file is Kafka's"
     except TimeoutError:
         reason = f"it did not answer within {EXPLAIN_SECONDS:g} s. See that Kafka runs and that nothing holds it back"
     except (ConnectionResetError, KafkaError) as failed:
@@ -123,7 +128,7 @@ async def diagnose(access: KafkaAccess, error: Exception) -> str:
         reason = (
             f"{error!r}. Try again, or see that this port speaks {access.security_protocol} and grants these topics"
         )
-    return f"Kafka ({access.description}): {reason}."
+    return kind(f"Kafka ({access.description}): {reason}.")
 
 
 async def claim_topics(

@@ -308,7 +308,7 @@ class KafkaLog:
         except ConsumerStoppedError:
             raise UnavailableError(CLOSED) from None
         except (KafkaError, OSError, TimeoutError) as error:
-            raise UnavailableError(await diagnose(self._access, error)) from error
+            raise await diagnose(self._access, error) from error
 
     async def _seek(self, consumer: AIOKafkaConsumer, start: Mapping[TopicPartition, int]) -> None:
         """To the offsets, or to the first that is left where those before it have been deleted."""

@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Struct
 from pymongo import UpdateOne, errors
 
-from domain.errors import TooLargeError, UnavailableError
+from domain.errors import RefusedError, TooLargeError, UnavailableError
 from domain.ports import D, Erasure, TopicPartition, View
+from infra.storage import tls
 
 # To be raised when a view's `fields` or a fold changes: the views must then be rebuilt.
 SCHEMA: Final = 2
@@ -82,14 +83,16 @@ def refusals(address: str) -> Iterator[None]:
         if error.code in TOO_LARGE:
             raise _too_large(address, name) from None
         if error.code in REFUSED_LOGIN:
-            raise UnavailableError(
+            raise RefusedError(
                 f"MongoDB at {address} refuses this user and password, or denies them the database ({name}). "
-                "Check both, and the user's rights."
+                "Check both in TEXT2SONG_STORE, and the user's rights."
             ) from None
         raise UnavailableError(f"MongoDB at {address} refused ({name}). Try again.") from None
     except errors.InvalidOperation:
         raise UnavailableError(f"The read store at {address} is closed.") from None
     except errors.PyMongoError as error:
+        if found := tls.distrusted(error, "TEXT2SONG_STORE_CA"):
+            raise RefusedError(f"MongoDB at {address}: {found}.") from None
         raise UnavailableError(
             f"MongoDB at {address} does not answer ({type(error).__name__}). See that it runs; try again."
         ) from None

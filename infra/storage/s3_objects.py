@@ -14,9 +14,10 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from msgspec import Struct
 
-from domain.errors import NotFoundError, UnavailableError
+from domain.errors import NotFoundError, RefusedError, UnavailableError
 from domain.ports import ObjectInfo, check_key
 from infra.loopback import is_loopback
+from infra.storage import tls
 
 CHUNK: Final = 256 * 1024
 PART: Final = 8 * 1024 * 1024
@@ -43,6 +44,7 @@ class Bucket(Struct, frozen=True, kw_only=True):
     endpoint: str | None = None
     access_key: str | None = None
     secret_key: str | None = None
+    cafile: str | None = None
 
 
 class S3Objects:
@@ -149,12 +151,15 @@ class S3Objects:
 
     async def _prepare(self) -> None:
         bucket = self._bucket
+        if bucket.cafile is not None:
+            tls.context(bucket.cafile, setting="TEXT2SONG_S3")
         with self._refusals(bucket.name):
             self._client = await self._stack.enter_async_context(
                 get_session().create_client(
                     "s3",
                     endpoint_url=bucket.endpoint,
                     region_name=bucket.region,
+                    verify=bucket.cafile,
                     aws_access_key_id=bucket.access_key,
                     aws_secret_access_key=bucket.secret_key,
                     config=AioConfig(
@@ -240,9 +245,10 @@ class S3Objects:
             if code in BOTH:
                 raise ValueError(f"{key!r} would make one name both an object and a folder of objects.") from None
             if code in DENIED:
-                raise UnavailableError(
+                raise RefusedError(
                     f"{where} refuses the access key {self._bucket.access_key!r} with its secret, or denies it the "
-                    f"bucket {self._bucket.name!r} ({code}). Check both, and the rights."
+                    f"bucket {self._bucket.name!r} ({code}). Check both in "
+                    "TEXT2SONG_S3_ACCESS_KEY and TEXT2SONG_S3_SECRET_KEY, and the rights."
                 ) from None
             raise UnavailableError(f"{where} refused {key!r}: {error}. Try again.") from None
         except (NoCredentialsError, PartialCredentialsError) as error:
@@ -251,7 +257,10 @@ class S3Objects:
                 "TEXT2SONG_S3_SECRET_KEY."
             ) from None
         except (BotoCoreError, aiohttp.ClientError, TimeoutError) as error:
-            raise UnavailableError(f"{where} does not answer: {error}. See that it runs; try again.") from None
+            if found := tls.distrusted(error, "TEXT2SONG_S3_CA"):
+                raise RefusedError(f"{where}: {found}.") from None
+            why = str(error) or "not within its time"
+            raise UnavailableError(f"{where} does not answer: {why}. See that it runs; try again.") from None
 
 
 def _code(error: ClientError) -> str:

@@ -8,7 +8,7 @@ from domain.aggregates import AGGREGATES
 from domain.errors import UnavailableError
 from domain.jobs import JOBS, Job
 from domain.ports import D, Position, Query, ReadStore, TopicPartition, View
-from projections.audio import AUDIO, samples
+from projections.audio import AUDIO, documents
 from projections.freshness.folded import Folded
 from projections.freshness.tail import Tail, Unfolded
 from projections.project import FOLDED_FROM
@@ -105,7 +105,7 @@ class CurrentViews:
         owners = {job_id for id_ in ids if (job_id := await self._owner(unfolded, found, id_)) is not None}
         changed = [job_id for job_id in owners if unfolded.has(JOBS.name, job_id)]
         owned: dict[str, Job] = await self._evolved(unfolded, JOBS, changed)
-        now = {sample.id: sample for job in owned.values() for sample in samples(job)}
+        now = {sample.id: sample for job in owned.values() for sample in documents(job)}
         return found | {id_: now[id_] for id_ in ids if id_ in now}
 
     async def _votes(self, unfolded: Unfolded, ids: Sequence[str]) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class Tail:
         self._frontier.advance(self._start)
         return self._start
 
+    async def begun(self) -> None:
+        """Returns once it has all that was on the log at the start."""
+        await self._frontier.reached(Position(*at, end - 1) for at, end in self._goal.items())
+
     @property
     def is_complete(self) -> bool:
         """Whether the views and the tail together have all that was on the log at the start; before, what exists may

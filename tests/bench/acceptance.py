@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from infra import roles
 from infra.cli.main import main as command_line
-from infra.servers.loopback import free_ports
+from infra.servers import ports
 from tests.conditions import eventually_sync
 from tests.processes import Role, fresh, running
 from tests.servers import ROOT, servers
@@ -166,7 +166,7 @@ def postgres(folder: Path, binaries: Path) -> Iterator[str]:
     folder.mkdir()
     if user is not None:
         os.chown(folder, user, -1)
-    port, data = str(next(free_ports())), str(folder / "data")
+    port, data = str(next(ports.free())), str(folder / "data")
     initdb = [f"{binaries}/initdb", "--auth=trust", "--username=studio", "--no-sync", data]
     subprocess.run(initdb, user=user, cwd=folder, stdout=subprocess.DEVNULL, check=True)
     server = [f"{binaries}/postgres", "-D", data, "-p", port, "-h", "127.0.0.1", "-k", str(folder)]
@@ -179,7 +179,7 @@ def postgres(folder: Path, binaries: Path) -> Iterator[str]:
 def redis(folder: Path, program: str) -> Iterator[str]:
     """Its port."""
     folder.mkdir()
-    port = str(next(free_ports()))
+    port = str(next(ports.free()))
     server = [program, "--port", port, "--bind", "127.0.0.1", "--dir", str(folder)]
     with process(server, lambda: listens(int(port)), folder / "log"):
         yield port
@@ -192,7 +192,7 @@ def peer(folder: Path, found: Programs, python: Path) -> Iterator[str]:
         postgres(folder / "postgres", found.postgres) as database,
         redis(folder / "redis", found.redis) as broker,
     ):
-        port = str(next(free_ports()))
+        port = str(next(ports.free()))
         server = [str(python), "-m", "uvicorn", "tests.celery_peer:app", "--port", port, "--no-access-log"]
         opened = {
             "DATABASE_URL": f"postgresql+asyncpg://studio@127.0.0.1:{database}/postgres",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.bootstrap import adapters
-from infra.servers.loopback import free_ports
+from infra.servers import ports
 from infra.settings import Settings, load
 from projections.audio import AUDIO, AudioSample, GenerationParams
 from tests.conditions import eventually_sync
@@ -66,7 +66,7 @@ async def keep(settings: Settings, content: bytes) -> None:
 @contextmanager
 def nginx(program: str, folder: Path) -> Iterator[int]:
     """The port on which it serves the folder."""
-    port = next(free_ports())
+    port = next(ports.free())
     user = pwd.getpwuid(os.getuid()).pw_name
     configuration = folder / "nginx.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, port=port, user=user))

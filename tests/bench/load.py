@@ -26,7 +26,8 @@ from domain.jobs import Job
 from domain.models import NANO
 from tests.local.parts import Parts, open_parts
 from workers.engine import EngineRequest, Take
-from workers.engine_process import Cancel, EngineProcess, Stopped, _work
+from workers.engine_child import Cancel, Stopped, work
+from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
 from workers.engines.musicgen.engine import MusicgenEngine
@@ -146,7 +147,7 @@ def cancels() -> list[int]:
                 stopped.put(done[0])
 
     engine._decoder.run = counted  # type: ignore[method-assign]
-    serving: Any = _work
+    serving: Any = work
     threading.Thread(target=serving, args=(engine, orders, Pipe()), daemon=True).start()
     for number in range(CANCELS + 8):
         takes = [Take(index, index) for index in range(2)]

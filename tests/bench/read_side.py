@@ -21,7 +21,7 @@ from domain.envelope import decode, encode
 from domain.events.jobs import JobCancelRequested, JobCompleted, JobEvent, JobStarted, SampleGenerated
 from domain.jobs import Job, evolve
 from domain.ports import Message, Position, Record
-from infra.roles import listen
+from infra.serving import listen
 from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from projections.hosts.local import LocalHost

@@ -11,8 +11,8 @@ from typing import Final, Literal, TypeAlias
 
 from domain.ports import EventLog, ObjectStore, ReadStore
 from infra.bootstrap import adapters
+from infra.servers import ports
 from infra.servers.addresses import Addresses
-from infra.servers.loopback import free_ports
 from infra.settings import load
 from tests.conditions import eventually
 from tests.processes import fresh
@@ -116,7 +116,7 @@ class Studio:
     def role(self, name: Name, **environment: str) -> Role:
         """One more, not yet started."""
         number = len(self.roles)
-        own = {"TEXT2SONG_PORT": str(next(free_ports())), "TEXT2SONG_INSTANCE": f"instance-{number}"}
+        own = {"TEXT2SONG_PORT": str(next(ports.free())), "TEXT2SONG_INSTANCE": f"instance-{number}"}
         made = Role(name, {**self.environment, **own, **environment}, self._folder / f"{name}-{number}.txt")
         self.roles.append(made)
         return made

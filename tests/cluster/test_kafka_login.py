@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from domain.envelope import encode
 from domain.errors import UnavailableError
 from domain.events.prompts import PromptCreated
+from infra.servers import ports
 from infra.servers.kafka import Kafka
-from infra.servers.loopback import free_ports
 from infra.servers.process import Process
 from infra.storage.kafka import KafkaAccess
 from infra.storage.kafka_log import KafkaLog
@@ -40,7 +40,7 @@ PROMPT: Final = encode(
 def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaAccess]:
     servers()
     folder = tmp_path_factory.mktemp("kafka")
-    port, controller, locked = islice(free_ports(), 3)
+    port, controller, locked = islice(ports.free(), 3)
     kafka = Kafka(folder, port, controller)
     configured = PROPERTIES.format(port=port, controller=controller, locked=locked)
     process = Process.spawn(kafka.command(kafka.install(print), configured), kafka.environment(), folder / "log")

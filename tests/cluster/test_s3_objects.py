@@ -2,24 +2,30 @@
 
 import asyncio
 import os
+import ssl
 import traceback
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
-from domain.errors import UnavailableError
+from domain.errors import DeniedError, UnavailableError
 from domain.ports import ObjectInfo
+from infra import cluster
+from infra.settings import load
 from infra.storage import s3_objects
 from infra.storage.s3_objects import PART, S3Objects
+from tests.cluster.test_secured import Authority
 from tests.conditions import eventually
 from tests.contract.s3 import S3ObjectsHarness
 from tests.contract.test_object_store import content, keys
+from tests.proxy import Proxy
 from tests.servers import servers
 
 LARGE = os.urandom(2 * PART + 12_345)
@@ -233,3 +239,28 @@ async def test_one_name_is_not_both_an_object_and_a_folder(objects: S3Objects, r
         with pytest.raises(ValueError, match="both an object and a folder"):
             await objects.put(key, b"2", replace=replace)
     assert await keys(objects) == ["a/b"]
+
+
+async def test_a_server_behind_a_proxy_with_tls_is_used_by_its_own_authority_and_by_no_other(
+    s3: S3ObjectsHarness, tmp_path: Path
+) -> None:
+    own, stranger = Authority(tmp_path, "own"), Authority(tmp_path, "stranger")
+    certificate, key, _ = own.certify("server", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    s3.proxy = await Proxy.to(urlsplit(s3.addresses.s3_endpoint).netloc, context)
+    environment = {
+        "TEXT2SONG_OBJECTS": f"s3://{s3.bucket.name}",
+        "TEXT2SONG_S3_ENDPOINT": f"https://{s3.proxy.address}",
+        "TEXT2SONG_S3_REGION": s3.bucket.region,
+        "TEXT2SONG_S3_ACCESS_KEY": str(s3.bucket.access_key),
+        "TEXT2SONG_S3_SECRET_KEY": str(s3.bucket.secret_key),
+    }
+    objects = await cluster.s3_objects(load({**environment, "TEXT2SONG_S3_CA": str(own.file)}))
+    await objects.put("songs/large", LARGE)
+    assert await content(objects, "songs/large") == LARGE
+    assert await content(objects, "songs/large", PART - 5, 10) == LARGE[PART - 5 : PART + 5]
+    await objects.close()
+    for changes in ({"TEXT2SONG_S3_CA": str(stranger.file)}, {}):
+        with pytest.raises(DeniedError, match=r"S3 at https://.* is not signed by an authority of TEXT2SONG_S3_CA\."):
+            await cluster.s3_objects(load({**environment, **changes}))

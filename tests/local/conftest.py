@@ -42,11 +42,11 @@ def one_thread() -> Iterator[None]:
 class Running:
     """`text2song up` as a process of its own."""
 
-    def __init__(self, data: Path, **environment: str) -> None:
+    def __init__(self, data: Path, *, port: int = 0, **environment: str) -> None:
         self.data = data
         with (data.parent / f"{data.name}.stderr").open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "infra.cli", "up", "--port", "0", "--data", str(data)],
+                [sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data", str(data)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, "TEXT2SONG_LEASE_SECONDS": "2", **environment},
@@ -69,7 +69,7 @@ class Running:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.http.close()
         self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=120)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

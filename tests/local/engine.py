@@ -1,11 +1,11 @@
 """A hand-written engine that does what a test tells it to."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 import numpy as np
 
-from workers.engine import Clip, EngineError, EngineRequest, Progress
+from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Progress, Update
 
 RATE = 8000
 
@@ -71,3 +71,14 @@ def tone(seed: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
 
 def out_of_memory() -> EngineError:
     return EngineError("The GPU is out of memory.", transient=True)
+
+
+def updates(engine: Engine, request: EngineRequest) -> Iterator[Update]:
+    engine.admit(request)
+    clips = 0
+    while clips < len(request.takes):
+        for update in engine.advance():
+            yield update
+            clips += isinstance(update, Clip)
+            if isinstance(update, Failure):
+                return

@@ -13,6 +13,7 @@ from uuid_utils import uuid7
 from api.app import create_app
 from api.http.feed import Feed
 from api.http.hosts import AllowedHosts
+from api.http.quota import Quota
 from api.http.renditions import Renditions
 from api.http.sealing import Seals
 from api.http.services import Services
@@ -54,8 +55,16 @@ def submission(job_id: str, **changes: Any) -> JobSubmitted:
 
 class Parts:
     def __init__(
-        self, folder: Path, log: SqliteLog, store: SqliteStore, objects: FileObjects, *, is_folded: bool = True
+        self,
+        folder: Path,
+        log: SqliteLog,
+        store: SqliteStore,
+        objects: FileObjects,
+        *,
+        is_folded: bool = True,
+        **services: Any,
     ) -> None:
+        """`services` are those of the API's that are to be others."""
         self.folder = folder
         self.log = log
         self.store = store
@@ -74,6 +83,8 @@ class Parts:
             feed=Feed(self.journal, tail),
             renditions=Renditions(objects, 1_000_000_000),
             seals=Seals(objects),
+            quota=Quota(store, self.host),
+            **services,
         )
         app = create_app(self.services, AllowedHosts(frozenset({"studio"})))
         self.http = httpx.AsyncClient(
@@ -132,7 +143,7 @@ async def stop(*tasks: "asyncio.Task[None]") -> None:
 
 @contextlib.asynccontextmanager
 async def open_parts(
-    folder: Path, kind: type[SqliteStore] = SqliteStore, *, is_folded: bool = True
+    folder: Path, kind: type[SqliteStore] = SqliteStore, *, is_folded: bool = True, **services: Any
 ) -> AsyncIterator[Parts]:
     """Opened on a folder, which may hold a studio's past, with the feed running, and the views unless nobody folds."""
     async with contextlib.AsyncExitStack() as stack:
@@ -140,11 +151,13 @@ async def open_parts(
         stack.push_async_callback(log.close)
         store = await kind.open(folder / "views.db", (*VIEWS, PROGRESS))
         stack.push_async_callback(store.close)
-        parts = Parts(folder, log, store, await FileObjects.open(folder / "objects"), is_folded=is_folded)
+        objects = await FileObjects.open(folder / "objects")
+        parts = Parts(folder, log, store, objects, is_folded=is_folded, **services)
         running = [asyncio.create_task(parts.host.run()), asyncio.create_task(parts.services.feed.run())]
         stack.push_async_callback(stop, *running)
         stack.push_async_callback(parts.http.aclose)
         stack.callback(parts.adapters.close)
         await parts.services.feed.started.wait()
+        await parts.services.tail.begun()
         assert not is_folded or await parts.host.caught_up(30)
         yield parts

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, job_id, job_ids
+from domain.correlation import Correlation
 from domain.events import Erased, Event
 from domain.events.ab_tests import ABTestReady
 from domain.events.jobs import JobCancelRequested, JobDeleted, JobPurged
@@ -365,14 +366,16 @@ class Mortal(Journal):
         self._appends = appends
         self._is_written = is_written
 
-    async def append_as(self, events: Sequence[tuple[str, Event | Erased]]) -> list[Position]:
+    async def append_as(
+        self, events: Sequence[tuple[str, Event | Erased]], causes: Sequence[Correlation | None] = ()
+    ) -> list[Position]:
         self._appends -= 1
         if self._appends < 0:
             if self._is_written:
-                await super().append_as(events)
+                await super().append_as(events, causes)
             self.dead.set()
             await asyncio.Event().wait()
-        return await super().append_as(events)
+        return await super().append_as(events, causes)
 
 
 async def test_a_crash_at_any_append_loses_nothing_and_doubles_nothing(

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from domain.adapters import folder
 from domain.errors import DamagedError, NotFoundError, UnavailableError
 from domain.events.jobs import AdapterSnapshot
-from domain.lora import CONFIG, WEIGHTS
+from domain.lora import CONFIG, PREFERENCE, WEIGHTS
 from domain.models import NOISE
 from infra.storage.file_objects import FileObjects
 from tests import adapter as made
@@ -55,6 +55,28 @@ async def used(cache: AdapterFiles, adapter: AdapterSnapshot) -> Path:
     async with cache.use(adapter) as path:
         assert {file.name for file in path.iterdir()} == {CONFIG, WEIGHTS}
         return path
+
+
+async def test_a_preference_model_that_the_digest_speaks_of_comes_along(objects: Counting, tmp_path: Path) -> None:
+    source = made.write(tmp_path / "source", made.packed(made.weights()))
+    for name in PREFERENCE:
+        (source / name).write_bytes(name.encode())
+    checked = check(source, made.DECODER)
+    path = folder(checked.sha256, "a1")
+    for file in checked.files:
+        await objects.put(f"{path}/{file.name}", (source / file.name).read_bytes())
+    adapter = AdapterSnapshot(
+        id="a1", name="jazz", version="1.0.0", base_model=NOISE.id, storage_path=path, sha256=checked.sha256
+    )
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    async with cache.use(adapter) as kept:
+        assert {file.name for file in kept.iterdir()} == {CONFIG, WEIGHTS, *PREFERENCE}
+    cache.close()
+    later = AdapterFiles(objects, tmp_path / "cache")
+    reads = objects.reads
+    async with later.use(adapter) as again:
+        assert (again, objects.reads) == (kept, reads)
+    later.close()
 
 
 async def test_it_is_fetched_once_however_many_ask_and_found_again_after_a_start(

@@ -274,6 +274,15 @@ async def test_a_form_that_is_none_is_refused(parts: Parts) -> None:
     assert "twice; send each field once" in twice.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x13\xe0", b"{", b'{"name": 1e999}', b'{"name": "\xff"}', b"[" * 3_000, b"null"]
+)
+async def test_json_that_is_none_is_refused(parts: Parts, raw: bytes) -> None:
+    answer = await parts.http.post("/adapters", content=raw, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/problem+json"), answer.text
+    assert answer.json()["detail"]
+
+
 async def test_a_store_that_is_away_answers_503_and_registers_nothing(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_scenario_get_audio_metadata(sample: dict[str, Any]) -> None:
         "adapter_scale": 1.0,
         "continue_from": None,
         "continue_seconds": None,
+        "parameters": {},
     }
     assert (sample["prompt"], sample["adapter_id"], sample["adapter"]) == ("rain — on a tin roof ♫", None, None)
     assert -60 < sample["loudness_lufs"] < 0

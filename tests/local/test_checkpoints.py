@@ -4,18 +4,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from domain.models import NANO, NOISE
 from infra.settings import load
+from tests.hub import COMMIT, Repository, serving
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
 
@@ -24,7 +23,6 @@ CONFIG: dict[str, Any] = {
     "audio_encoder": {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4]},
     "decoder": {"num_codebooks": 8, "audio_channels": 2, "max_position_embeddings": 2048},
 }
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -159,9 +157,9 @@ def test_resolving_loads_neither_torch_nor_transformers() -> None:
 def pull(name: str, endpoint: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, since the hub's address is read once at import."""
     code = (
-        "import sys; from workers.engine import EngineError; from workers.engines import checkpoints\n"
-        "checkpoints.ANSWER_SECONDS = 2\n"
-        "try: print(checkpoints.pull(sys.argv[1]).folder)\n"
+        "import sys; from workers.engine import EngineError; from workers.engines import hub\n"
+        "hub.ANSWER_SECONDS = 2\n"
+        "try: print(hub.fetch(hub.look(sys.argv[1])).folder)\n"
         "except EngineError as error: sys.exit(str(error))"
     )
     return subprocess.run(
@@ -190,55 +188,21 @@ def test_an_unreachable_hub_is_a_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in pulled.stderr
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Serves a MusicGen repository the way the hub does, and knows no other."""
-
-    files: ClassVar = {
-        "config.json": json.dumps(CONFIG).encode(),
-        "tokenizer.json": b"{}",
-        "model.safetensors": b"weights",
-        "pytorch_model.bin": b"the same again",
-        "state_dict.bin": b"the same in another layout",
-    }
-
-    def do_GET(self) -> None:
-        body: bytes | None = None
-        if self.path.startswith("/api/models/someone/song/tree/"):
-            body = json.dumps(
-                [{"type": "file", "path": name, "oid": "0", "size": len(file)} for name, file in self.files.items()]
-            ).encode()
-        elif self.path.startswith("/api/models/someone/song"):
-            body = json.dumps(
-                {"id": "someone/song", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
-            ).encode()
-        elif self.path.startswith("/someone/song/resolve/"):
-            body = self.files[self.path.rsplit("/", 1)[1]]
-        self.send_response(200 if body is not None else 404)
-        if body is None:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("ETag", f'"{abs(hash(self.path))}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body or b"")
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
+FILES: dict[str, bytes] = {
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"the same again",
+    "state_dict.bin": b"the same in another layout",
+}
 
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """One that has a MusicGen, and knows no other model."""
+    with serving() as hub:
+        hub.repositories["someone/song"] = Repository(FILES)
+        yield hub.url
 
 
 def test_pulling_fetches_the_safetensors_and_not_the_same_weights_again(hub: str, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from domain.models import NOISE
+from infra.cli import generate
 from tests import adapter as made_adapter
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
+from text2song.client import ClientError
 
 
 def text2song(
@@ -61,6 +63,14 @@ def test_generate_says_why_a_request_was_refused(studio: Running, tmp_path: Path
     ("arguments", "words"),
     [
         (("--duration", "nan"), "The request cannot be written as JSON"),
+        (("--lyrics", "[verse] la la la"), "text2song/wiring-noise does not sing"),
+        (("--parameter", "bpm=90"), "'bpm' is no parameter of text2song/wiring-noise; it takes none."),
+        (("--parameter", "bpm"), "--parameter bpm is not of the form NAME=VALUE; write such as bpm=90."),
+        (
+            ("--lyrics", "verses.txt"),
+            "There is no file verses.txt. Give one with the lyrics, or the lyrics themselves.",
+        ),
+        (("--model", "nobody/knows"), "Model nobody/knows is unknown"),
         (("--output", "/dev/null/here"), "The folder /dev/null/here cannot be made"),
         (("--url", "http://[::1"), "is no URL"),
     ],
@@ -72,6 +82,39 @@ def test_generate_answers_mistakes_with_a_sentence(
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_lyrics_are_those_of_a_file_or_the_text_itself_and_parameters_what_they_say(tmp_path: Path) -> None:
+    file = tmp_path / "my verses.txt"
+    file.write_bytes("\ufeff[verse]\nGroße Träume".encode())
+    assert generate.lyrics(str(file)) == "[verse]\nGroße Träume"
+    for text in ("[verse]\nla", "la", "la " * 100, "[verse]/[chorus] la.la"):
+        assert generate.lyrics(text) == text
+    file.write_bytes(b"\xff")
+    with pytest.raises(ClientError, match=r"are not UTF-8 \(byte 0xff\)"):
+        generate.lyrics(str(file))
+    with pytest.raises(ClientError, match="cannot be read: Is a directory"):
+        generate.lyrics(str(tmp_path))
+    given = (
+        "bpm=90",
+        "shift=2.5",
+        "loop=true",
+        "key=C major",
+        'negative_prompt="90"',
+        "prompt_b=a=b",
+        "key=[1]",
+        "key=",
+    )
+    assert [generate.parameter(each) for each in given] == [
+        ("bpm", 90),
+        ("shift", 2.5),
+        ("loop", True),
+        ("key", "C major"),
+        ("negative_prompt", "90"),
+        ("prompt_b", "a=b"),
+        ("key", "[1]"),
+        ("key", ""),
+    ]
 
 
 def test_generate_says_how_to_start_a_studio_where_there_is_none(tmp_path: Path) -> None:
@@ -188,10 +231,13 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
 
 
 def test_models_check_measures_a_model_and_says_why_one_cannot_be_used(tmp_path: Path) -> None:
-    done = text2song("models", "check", NOISE.id, "--seconds", "0.5", cwd=tmp_path)
+    done = text2song("models", "check", NOISE.id, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"samples at once +│ [1-9]", done.stdout)
-    assert re.search(r"one sample alone +│ [0-9.]+ s of audio a second", done.stdout)
+    assert re.search(r"one sample of 1 s +│ [0-9.]+ s of audio a second", done.stdout)
+    taken = re.search(r"memory, at the most +│ ([0-9.]+) GB", done.stdout)
+    assert taken is not None
+    assert 0.1 < float(taken[1]) < 10  # torch alone takes some of it
     refused = text2song("models", "check", "nobody/here", cwd=tmp_path)
     assert (refused.returncode, "Model nobody/here is not on this machine." in refused.stderr) == (1, True)
 

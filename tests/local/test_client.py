@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli.client import ENVIRONMENT, ClientError, StudioClient
 from infra.loopback import is_loopback
 from infra.storage.s3_objects import Bucket, S3Objects
 from tests.local.conftest import Running
 from tests.local.test_cli import text2song
+from text2song.client import AsyncStudio, ClientError
+from text2song.connection import ENVIRONMENT
 
 NOT_USABLE = [
     {"ALL_PROXY": "socks5://127.0.0.1:1080"},
@@ -57,7 +58,7 @@ async def test_no_proxy_comes_between_a_client_and_a_studio_on_loopback(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    async with StudioClient(studio.url) as client:
+    async with AsyncStudio(studio.url) as client:
         assert "noise" in str((await client.index()).notice)
 
 
@@ -71,7 +72,7 @@ def test_an_environment_that_cannot_be_used_elsewhere_is_named(
     with pytest.raises(
         ClientError, match=rf"that the environment names cannot be used: .* unset {next(iter(environment))}\."
     ):
-        StudioClient("http://studio.example.org")
+        AsyncStudio("http://studio.example.org")
 
 
 @pytest.mark.usefixtures("_no_proxies")
@@ -118,7 +119,7 @@ def test_loopback_is_this_machine(host: str, *, expected: bool) -> None:
     ],
 )
 async def test_another_program_on_the_port_is_told_from_a_studio(raw: bytes) -> None:
-    async with answering(raw) as url, StudioClient(url) as client:
+    async with answering(raw) as url, AsyncStudio(url) as client:
         with pytest.raises(ClientError, match=f"What answers at {url} is no Text2Song studio: it answered .* --url"):
             await client.index()
 
@@ -133,7 +134,7 @@ async def test_another_program_on_the_port_is_told_from_a_studio(raw: bytes) -> 
     ],
 )
 async def test_a_program_that_speaks_no_http_is_no_studio_either(raw: bytes) -> None:
-    async with answering(raw) as url, StudioClient(url) as client:
+    async with answering(raw) as url, AsyncStudio(url) as client:
         with pytest.raises(ClientError, match=rf"No studio answers at {url} \(\w+Error\). Start one with"):
             await client.index()
 
@@ -153,4 +154,4 @@ def test_an_address_that_no_client_can_use_is_named(url: str, reason: str) -> No
     with pytest.raises(
         ClientError, match=f"is no URL of a studio: {re.escape(reason)}.* such as http://127.0.0.1:8000"
     ):
-        StudioClient(url)
+        AsyncStudio(url)

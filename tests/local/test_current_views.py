@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from domain.envelope import decode
+from domain.errors import RefusedError, UnavailableError
 from domain.events import Recorded
 from domain.events.jobs import JobCompleted, JobDeleted, JobEvent, JobStarted
 from domain.events.progress import WorkerAlive
 from domain.jobs import JOBS
+from domain.journal import Journal
 from domain.ports import Batch, D, Position, ReadStore, View, after
+from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from projections.audio import AUDIO, samples
 from projections.freshness import tail as tails
@@ -276,3 +279,76 @@ async def test_wherever_the_views_and_the_tail_meet_documents_are_the_fold_of_th
             assert await current.get(JOBS, ["job"]) == {"job": whole}
             assert await current.get(AUDIO, [*made, "another"]) == made
         await store.close()
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/j1"])
+async def test_a_position_after_the_logs_end_is_400_and_names_the_end(parts: Parts, path: str) -> None:
+    await parts.submit("j1")
+    [end] = (await parts.log.ends("jobs")).values()
+    for sent, named in ((f"jobs/0/{end}", f"jobs/0/{end}"), (f"jobs/0/0, jobs/0/{10**17}", f"jobs/0/{10**17}")):
+        answer = await parts.http.get(path, headers={"If-Event-Position": sent})
+        assert (answer.status_code, answer.json()["code"]) == (400, "unknown_position")
+        expected = f"there is no {named} on the log; the next there will be jobs/0/{end}. Send an answer's X-Event-"
+        assert expected in answer.json()["detail"]
+    assert (await parts.http.get(path, headers={"If-Event-Position": f"jobs/0/{end - 1}"})).status_code == 200
+
+
+async def test_a_position_that_another_process_has_just_written_is_shown(parts: Parts) -> None:
+    other = await SqliteLog.open(parts.folder / "events.db")
+    journal = Journal(other, now=parts.journal.now, new_id=parts.journal.new_id)
+    for number in range(20):
+        [written] = await journal.append(submission(f"j{number}"))
+        for path in ("/jobs", f"/jobs/j{number}"):
+            answer = await parts.http.get(path, headers={"If-Event-Position": str(written)})
+            assert answer.status_code == 200, answer.text
+    await other.close()
+
+
+async def test_a_position_that_the_log_has_is_503_while_the_views_are_behind(behind: tuple[Parts, Gated]) -> None:
+    parts, store = behind
+    store.saving.clear()
+    [written] = await parts.journal.append(submission("j1"))
+    for path, status in (("/jobs/j1", 200), ("/jobs", 503)):
+        answer = await parts.http.get(path, headers={"If-Event-Position": str(written)})
+        assert (answer.status_code, answer.headers.get("Retry-After")) == (status, "1" if status == 503 else None)
+    after = Position("jobs", 0, written.offset + 1)
+    assert (await parts.http.get("/jobs", headers={"If-Event-Position": str(after)})).status_code == 400
+
+
+@pytest.mark.parametrize("error", [UnavailableError, RefusedError, None])
+async def test_a_position_is_503_where_the_log_cannot_be_asked(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None
+) -> None:
+    async def ends(topic: str) -> dict[int, int]:
+        if error is not None:
+            raise error(f"The log does not answer about {topic}.")
+        return await asyncio.Future[dict[int, int]]()
+
+    monkeypatch.setattr(parts.log, "ends", ends)
+    answer = await parts.http.get("/jobs", headers={"If-Event-Position": "jobs/0/99"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json()["detail"] == "jobs/0/99 has not been reached within 2 s; ask again."
+
+
+async def test_the_log_is_asked_about_a_position_that_this_process_has_not_read_alone(
+    behind: tuple[Parts, Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, store = behind
+    [shown] = await parts.journal.append(submission("j1"))
+    assert await parts.host.caught_up(10)
+    asked: list[str] = []
+    ends = parts.log.ends
+
+    async def noted(topic: str) -> dict[int, int]:
+        asked.append(topic)
+        return await ends(topic)
+
+    monkeypatch.setattr(parts.log, "ends", noted)
+    for path in ("/jobs", "/jobs/j1"):
+        assert (await parts.http.get(path, headers={"If-Event-Position": str(shown)})).status_code == 200
+    store.saving.clear()
+    [late] = await parts.journal.append(submission("j2"))
+    assert (await parts.http.get("/jobs", headers={"If-Event-Position": str(late)})).status_code == 503
+    assert not asked
+    assert (await parts.http.get("/jobs", headers={"If-Event-Position": "jobs/0/99"})).status_code == 400
+    assert asked == ["jobs"]

@@ -1,7 +1,10 @@
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.local.parts import Parts
 
@@ -56,3 +59,53 @@ async def test_both_formats_hold_the_same_document(parts: Parts) -> None:
     assert document["openapi"].startswith("3.1")
     assert f"openapi: {document['openapi']}" in lines
     assert [line[2:-1] for line in lines if re.match(r"  /\S*:$", line)] == sorted(document["paths"])
+
+
+async def test_every_choice_says_what_it_is(parts: Parts) -> None:
+    document = (await parts.http.get("/schema/openapi.json")).json()
+    choices = list(_choices(document))
+    assert len(choices) > 50
+    assert not [path for path, choice in choices if {} in choice]
+
+
+async def test_every_choice_among_texts_says_that_they_are_texts(parts: Parts) -> None:
+    schemas = (await parts.http.get("/schema/openapi.json")).json()["components"]["schemas"]
+    assert schemas["JobBody"]["properties"]["output_format"] == {
+        "type": "string",
+        "enum": ["flac", "mp3", "ogg", "wav"],
+    }
+    assert schemas["GenerationRequest"]["properties"]["webhook_events"]["anyOf"][0]["items"]["type"] == "string"
+
+
+async def test_the_answer_of_every_route_that_answers_json_is_described(parts: Parts) -> None:
+    document = (await parts.http.get("/schema/openapi.json")).json()
+    described = [
+        (operation["operationId"], status, response["content"]["application/json"]["schema"])
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for status, response in operation["responses"].items()
+        if "application/json" in response.get("content", {})
+    ]
+    assert len(described) > 50
+    assert not [each for each in described if not each[2]]
+
+
+async def test_a_prompt_with_instruments_is_as_documented(parts: Parts) -> None:
+    document = (await parts.http.get("/schema/openapi.json")).json()
+    sent = {"text": "slow blues", "attributes": {"instrumentation": ["piano", "double bass"], "tempo": "slow"}}
+    made = (await parts.http.post("/prompts", json=sent)).json()
+    listed = (await parts.http.get("/prompts")).json()
+    for path, method, status, answer in (("/prompts", "post", "201", made), ("/prompts", "get", "200", listed)):
+        schema = document["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
+        validator = Draft202012Validator({**schema, "components": document["components"]})
+        validator.validate(answer)
+    described = document["components"]["schemas"]["PromptAttributes"]["properties"]["instrumentation"]["items"]
+    assert described == {"type": "string", "maxLength": 200}
+
+
+def _choices(node: Any, path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Every oneOf and anyOf, and where it stands."""
+    for name, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if name in {"oneOf", "anyOf"}:
+            yield f"{path}/{name}", inner
+        yield from _choices(inner, f"{path}/{name}")

@@ -414,3 +414,55 @@ async def test_an_engine_that_has_shrunk_says_so_and_how_fast_and_how_busy_it_is
     assert process.capacity == 2
     assert (process.real_time_factor or 0) > 0
     await process.stop()
+
+
+async def test_a_model_that_nobody_needs_is_unloaded_and_there_again_for_the_next_request() -> None:
+    process = EngineProcess(sings, unload_after=0.1)
+    try:
+        await process.start()
+        for seed in range(3):
+            await asyncio.to_thread(eventually_sync, lambda: not process.alive)
+            assert (process.capacity, process.device, await process.memory()) == (2, "cpu", None)
+            assert [clip[0, 0] for clip in await sing(process, request(seed))] == [seed]
+    finally:
+        await process.stop()
+
+
+async def test_a_model_is_not_unloaded_while_it_is_needed(tmp_path: Path) -> None:
+    process = EngineProcess(Slow, tmp_path / "cancelled", unload_after=0.1)
+    try:
+        async with aclosing(process.generate(request(1))) as updates:
+            for _ in range(10):
+                await anext(updates)
+        assert process.alive
+    finally:
+        await process.stop()
+
+
+async def test_a_request_that_comes_as_the_model_is_unloaded_is_carried_out() -> None:
+    process = EngineProcess(sings, unload_after=0.0)
+    try:
+        for turns in range(6):
+            singing = asyncio.create_task(sing(process, request(turns)))
+            assert [clip[0, 0] for clip in await singing] == [turns]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+    finally:
+        await process.stop()
+    assert not process.alive
+
+
+async def test_a_child_tells_how_much_memory_it_took(real: EngineProcess) -> None:
+    first = await real.memory()
+    both = await asyncio.gather(real.memory(), sing(real, request(1)), real.memory())
+    assert first is not None
+    assert 50e6 < first <= min(memory for memory in both if isinstance(memory, int)) < 10e9
+    process = EngineProcess(hangs)
+    await process.start()
+    singing = asyncio.create_task(sing(process, request(1)))
+    asking = asyncio.create_task(process.memory())
+    await asyncio.sleep(0)
+    await process.stop()
+    assert await asking is None
+    with pytest.raises(EngineError, match="was stopped"):
+        await singing

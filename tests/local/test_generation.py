@@ -26,7 +26,8 @@ from domain.events.prompts import PromptCreated
 from domain.jobs import Job
 from domain.ports import ObjectInfo
 from infra.storage.file_objects import FileObjects
-from tests.conditions import eventually
+from tests.conditions import eventually, eventually_sync
+from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine, out_of_memory
 from tests.local.parts import LEASE, Parts, open_parts, stop, submission
 from workers.engine import EngineError
@@ -494,3 +495,31 @@ async def _again_and_again(parts: Parts, event: WorkerAlive) -> None:
     while True:
         await parts.journal.append(event)
         await asyncio.sleep(LEASE / 10)
+
+
+def made(running: Running) -> dict[str, Any]:
+    place = running.http.post("/generate", json={"prompt": "x", "duration": 0.5}).headers["Location"]
+    eventually_sync(lambda: running.http.get(place).json()["status"] in {"completed", "failed"})
+    job: dict[str, Any] = running.http.get(place).json()
+    assert job["status"] == "completed", job
+    return job
+
+
+def test_a_studio_unloads_its_model_and_loads_it_for_the_next_job(tmp_path: Path) -> None:
+    running = Running(tmp_path, TEXT2SONG_UNLOAD_AFTER="0.001")
+    threads = Path(f"/proc/{running.process.pid}/task")
+
+    def is_unloaded() -> bool:
+        pids = [pid for children in threads.glob("*/children") for pid in children.read_text().split()]
+        children = (Path(f"/proc/{pid}/cmdline") for pid in pids)
+        return not any(b"spawn_main" in child.read_bytes() for child in children if child.exists())
+
+    try:
+        running.wait_until_ready()
+        for _ in range(2):
+            eventually_sync(is_unloaded)
+            (model, *_) = running.http.get("/models").json()["items"]
+            assert (model["is_loaded"], model["workers"]) == (True, 1)
+            assert made(running)["attempt"] == 1
+    finally:
+        assert running.stop() == 0, running.errors()

@@ -21,7 +21,6 @@ from domain.ab_tests import AB_VOTES
 from domain.events.ab_tests import ABVoteCast, Arm
 from domain.ports import Query
 from infra.cli import listen, rate
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.console import Terminal
 from infra.cli.keyboard import Keyboard
 from infra.cli.player import Clip, Player
@@ -31,6 +30,7 @@ from tests.local.parts import Parts
 from tests.local.terminal import Person, player, served
 from tests.local.test_reactions import reacting
 from tests.local.test_trials import ready
+from text2song.client import AsyncStudio, ClientError
 from workers.ab_tests import ABTestReaction
 
 JOB = "01980000-0000-7000-8000-000000abcdef"
@@ -229,7 +229,7 @@ async def test_what_is_heard_again_is_counted_again_up_to_the_length_of_the_clip
         Clip(name="clip", path=f"/audio/{sample_id}/stream?format=wav", duration=duration)
         for sample_id, duration in zip(room.sample_ids, (1.0, 0.1), strict=True)
     )
-    async with StudioClient(room.url) as client, Player(room.person.terminal, client) as opened:
+    async with AsyncStudio(room.url) as client, Player(room.person.terminal, client) as opened:
         await opened.play(short, whole, whole, short)
         await eventually(lambda: asyncio.sleep(0, opened.is_silent))
         assert list(opened.seconds) == [short.path, whole.path]
@@ -240,7 +240,7 @@ async def test_what_is_heard_again_is_counted_again_up_to_the_length_of_the_clip
 async def test_a_clip_that_is_gone_is_said_so_and_the_others_are_played(room: Room) -> None:
     gone = Clip(name="left", path="/audio/gone/stream?format=wav", duration=1.0)
     there = Clip(name="right", path=f"/audio/{room.sample_ids[0]}/stream?format=wav", duration=1.0)
-    async with StudioClient(room.url) as client, Player(room.person.terminal, client) as opened:
+    async with AsyncStudio(room.url) as client, Player(room.person.terminal, client) as opened:
         await opened.play(gone, there)
         await room.person.sees("left cannot be played. There is no audio sample 'gone'.", "playing right")
         playing = await room.person.hears(1)

@@ -23,7 +23,6 @@ from domain.contract.trainings import COMPLETED
 from domain.events.datasets import DatasetStarted
 from domain.events.trainings import TrainingRequested, TrainingStarted
 from infra.cli import loop_prompts
-from infra.cli.client import ClientError, StudioClient
 from infra.cli.listener import TASTES, Listener
 from infra.cli.loop import TASTES as OFFERED
 from infra.cli.loop_listening import Person as Listening
@@ -40,6 +39,7 @@ from tests.local.parts import Parts
 from tests.local.terminal import Person, player, served
 from tests.local.test_cli import text2song
 from tests.local.test_reactions import reacting
+from text2song.client import AsyncStudio, ClientError
 from workers.ab_tests import ABTestReaction
 
 OPTIONS = Options(
@@ -237,7 +237,7 @@ def test_no_prompt_of_the_test_is_a_pair_s() -> None:
         assert loop_prompts.of_pairs(more)[:40] == rated
 
 
-class Clip(StudioClient):
+class Clip(AsyncStudio):
     """A studio that has two clips."""
 
     def __init__(self, folder: Path, **sounds: Any) -> None:
@@ -333,7 +333,7 @@ async def test_a_person_compares_pairs_at_a_terminal_stops_and_goes_on(
 
     def going(url: str, turn: Turn) -> "asyncio.Task[str]":
         async def go() -> str:
-            async with StudioClient(url) as client:
+            async with AsyncStudio(url) as client:
                 judge = Listening(person.terminal, client, person.fd)
                 return await Loop(person.terminal, client, folder, turn, judge).run(report_file)
 
@@ -397,7 +397,7 @@ async def test_a_trained_adapter_is_tested_blindly_and_told_of(parts: Parts, per
     ):
         for _ in range(2):
             with folder.held():
-                async with StudioClient(url) as client:
+                async with AsyncStudio(url) as client:
                     judge = Simulated(client, Listener("brighter", 0.0, 1))
                     assert await Loop(person.terminal, client, folder, turn, judge).run(report_file) == "tested"
                 kept = folder.read()

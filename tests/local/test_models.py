@@ -28,12 +28,14 @@ def test_scenario_list_available_models(studio: Running) -> None:
     assert (models[0]["workers"], models[0]["capacity"] >= 1) == (1, True)
     for model in models:
         assert 0 < model["max_duration"] <= model["max_extended_duration"]
-        assert model["sample_rate"] in {16000, 32000}
+        assert model["sample_rate"] in {16000, 32000, 44100, 48000}
         assert model["vram_gb"] > 0
         assert model["license"]
+        assert model["parameters"]["duration"]["minimum"] == model["min_duration"]
+    for model in (model for model in models if model["family"] == "musicgen"):
         assert model["parameters"]["temperature"] == {"default": 1, "minimum": 0, "maximum": 5}
         assert model["parameters"]["adapter_scale"] == {"default": 1, "minimum": 0, "maximum": 2}
-        assert model["parameters"]["duration"]["minimum"] == 0.5
+        assert model["min_duration"] == 0.5
 
 
 def test_scenario_get_model_configuration(studio: Running) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from domain.events.jobs import Sampling
 from domain.models import NOISE
-from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
+from tests.local.engine import updates
+from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint, resolve
 from workers.engines.musicgen.engine import MusicgenEngine
@@ -35,17 +36,6 @@ def engine(loaded: MusicgenEngine) -> Iterator[MusicgenEngine]:
 def request(*seeds: int, duration: float = 1.0, prompt: str = PROMPT, **sampling: Any) -> EngineRequest:
     takes = [Take(index, seed) for index, seed in enumerate(seeds)]
     return EngineRequest(id="r", prompt=prompt, duration=duration, takes=takes, sampling=Sampling(**sampling))
-
-
-def updates(engine: MusicgenEngine, request: EngineRequest) -> Iterator[Update]:
-    engine.admit(request)
-    clips = 0
-    while clips < len(request.takes):
-        for update in engine.advance():
-            yield update
-            clips += isinstance(update, Clip)
-            if isinstance(update, Failure):
-                return
 
 
 def sing(engine: MusicgenEngine, request: EngineRequest) -> list[NDArray[np.float32]]:

@@ -13,10 +13,10 @@ import soundfile
 
 from infra.cli import batch
 from infra.cli.batch import Line
-from infra.cli.client import ClientError
 from infra.cli.downloads import Downloads
 from tests.local.conftest import Running
 from tests.local.test_cli import text2song
+from text2song.client import ClientError
 
 MUSIC = """
 # the first set

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from commands.keys import create_on
 from domain.adapters import adapter_id
 from domain.aggregates import AGGREGATES, EVENTS
 from domain.contract.document import schema
@@ -23,6 +24,7 @@ from domain.envelope import decode, encode
 from domain.events import Event, Undecodable, cloud_type
 from domain.events.adapters import AdapterRegistered
 from domain.jobs import JOBS
+from domain.keys import KeyRequest
 from domain.models import NOISE
 from domain.ports import Message, Position, Record
 from domain.prompts import PROMPTS
@@ -132,6 +134,8 @@ async def test_whatever_the_schemas_admit_stops_nobody_and_touches_nobody_else(t
     async with open_parts(tmp_path) as parts, parts.working(ScriptedEngine(), ScriptedEngine()) as workers:
         await parts.submit("healthy", seeds=[1, 2])
         await parts.when("healthy", "completed")
+        # Among the strangers' records are keys, and then a studio is open to nobody.
+        _, parts.http.headers["X-API-Key"] = await create_on(parts.journal, KeyRequest(owner="ops", scopes=("admin",)))
         before = await untouched(parts)
         audio = [info async for info in _audio(parts)]
         for first in range(0, len(messages), BATCH):
@@ -142,7 +146,7 @@ async def test_whatever_the_schemas_admit_stops_nobody_and_touches_nobody_else(t
         assert await untouched(parts) == before
         assert [info async for info in _audio(parts)] == audio
         figures = [f"/feedback/stats?group_by={dimension}" for dimension in DIMENSIONS]
-        lists = ("/jobs", "/prompts", "/feedback", "/adapters", "/ab-tests", "/models")
+        lists = ("/jobs", "/prompts", "/feedback", "/adapters", "/ab-tests", "/models", "/keys")
         for path in (*lists, "/", "/jobs/stats", "/jobs/healthy", *figures):
             assert (await parts.http.get(path)).status_code == 200, path
         listed = (await parts.http.get("/jobs?limit=100")).json()["items"]

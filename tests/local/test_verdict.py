@@ -16,12 +16,13 @@ from rich.console import Console
 
 from domain.verdicts import Results, Vote, results
 from infra.cli import verdict_picture
-from infra.cli.client import NAME, ClientError
 from infra.cli.verdict import show, tell
 from infra.cli.verdict_report import NARROW, WIDE, report
 from infra.cli.verdict_words import Asked, Pair, amount, headline, reasons
 from tests.local.parts import open_parts
 from tests.local.test_ab_tests import ready, vote
+from text2song.client import ClientError
+from text2song.connection import NAME
 
 HOSTILE = "<script>alert(1)</script> [bold]rain[/bold] & 'snow'"
 ASKED = Asked(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from workers import comments
 from workers.mastering import content_type, master, transcode
 
 RATE = 32000
@@ -128,6 +129,28 @@ def test_wav_keeps_every_bit_and_flac_is_the_master_itself() -> None:
     wav = transcode(flac, "wav")
     assert transcode(flac, "flac") is flac
     assert np.array_equal(samples(wav), samples(flac))
+
+
+@pytest.mark.parametrize("length", [1, 40, 1_000, 10_000, 70_000])
+def test_lyrics_of_any_length_are_in_each_file_that_has_a_place_for_them_and_change_no_sound(length: int) -> None:
+    lyrics = ("[verse]\nRegen größer 🎛 " * length)[:length]
+    dumb, sung = (master(tone(1, channels=2), RATE, TAGS | more) for more in ({}, {"lyrics": lyrics}))
+    assert dumb.pcm_sha256 == sung.pcm_sha256
+    assert comments.read(sung.flac, "LYRICS") == lyrics
+    assert comments.read(dumb.flac, "LYRICS") is None
+    assert comments.read(sung.flac, "TITLE") == TAGS["title"]
+    for audio_format in ("flac", "ogg", "mp3", "wav"):
+        copy, other = (transcode(made.flac, audio_format) for made in (sung, dumb))
+        assert np.array_equal(samples(copy), samples(other))
+        with soundfile.SoundFile(io.BytesIO(copy)) as file:
+            assert {name: getattr(file, name) for name in TAGS} == TAGS
+    mp3 = transcode(sung.flac, "mp3")
+    frame = b"\x03und\x00" + lyrics.encode()
+    assert mp3[mp3.index(b"USLT") + 10 :].startswith(frame)
+    # The comments of an Ogg file are in pages of up to 255 times 255 bytes, each with a head in between.
+    pages = transcode(sung.flac, "ogg").split(b"OggS")
+    packets = b"".join(page[23 + page[22] :] for page in pages[1:])
+    assert f"LYRICS={lyrics}".encode() in packets
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "ogg"])

@@ -1,6 +1,7 @@
 import pytest
 
-from api.http.hosts import AllowedHosts, ForbiddenError
+from api.http.hosts import AllowedHosts
+from api.http.refusals import ForbiddenError
 
 LOOPBACK = AllowedHosts.of("127.0.0.1", "box", [])
 NAMED = AllowedHosts.of("studio.lan", "box", ["Music.example.org ", "[2001:DB8:0::1]"])

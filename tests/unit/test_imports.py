@@ -26,8 +26,8 @@ ROOT_ONLY = (
     "infra/faust_app.py",
     "infra/cli/",
 )
-HEAVY = ("workers/engines/noise.py",)
-HEAVY_FOLDERS = ("workers/engines/musicgen/", "workers/training/")
+HEAVY = ("workers/engines/noise.py", "workers/engines/faults.py")
+HEAVY_FOLDERS = ("workers/engines/musicgen/", "workers/engines/diffusion/", "workers/training/")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -93,10 +93,9 @@ def test_the_domain_imports_the_standard_library_and_msgspec_alone() -> None:
     pure = {"collections", "contextlib", "datetime", "functools", "hashlib", "importlib", "itertools", "math"}
     pure |= {"operator", "random", "re", "statistics", "typing", "unicodedata", "uuid", "zlib", "msgspec", "domain"}
     waits = {"asyncio", "logging"}  # a journal and a frontier alone have somebody to wait for
+    further = {"journal": waits, "frontier": waits, "correlation": {"contextvars"}}
     for path in files("domain"):
-        assert {name.partition(".")[0] for name in imported(path)} <= (
-            pure | waits if path.stem in {"journal", "frontier"} else pure
-        )
+        assert {name.partition(".")[0] for name in imported(path)} <= pure | further.get(path.stem, set()), path
 
 
 def test_adapters_know_the_ports_and_no_route_or_worker() -> None:
@@ -120,7 +119,7 @@ def test_nothing_heavy_is_imported_where_the_event_loop_runs() -> None:
             }
             name = path.relative_to(ROOT).as_posix()
             if name not in HEAVY and not name.startswith(HEAVY_FOLDERS):
-                assert not top & {"torch", "transformers", "peft"}, path
+                assert not top & {"torch", "transformers", "diffusers", "peft"}, path
 
 
 def test_what_runs_beside_the_event_loop_loads_nothing_heavy() -> None:

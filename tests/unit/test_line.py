@@ -99,3 +99,12 @@ def test_a_long_line_takes_a_logarithm_of_its_length() -> None:
         waiting.remove(first)
         line.pass_on(0, f"owner {int(first[1:]) % 5_000}")
     assert next(asked) <= 2 * 20_000
+
+
+def test_owners_that_have_enough_are_passed_over_and_keep_their_turn() -> None:
+    line = Line()
+    for number, owner in enumerate(("ann", "ann", "bob")):
+        line.put(0, owner, number, f"{owner}{number}")
+    assert line.first(lambda _: True, lambda owner: owner == "ann") == "bob2"
+    assert line.first(lambda _: True, lambda _: True) is None
+    assert line.first(lambda _: True) == "ann0"

@@ -233,6 +233,8 @@ def test_a_value_that_does_not_fit_is_named_with_its_variable() -> None:
     [
         ("LEASE_SECONDS", "0"),
         ("LEASE_SECONDS", "nan"),
+        ("UNLOAD_AFTER", "soon"),
+        ("UNLOAD_AFTER", "-1"),
         ("PORT", "70000"),
         ("PORT", "-1"),
         ("DEVICE", "tpu"),
@@ -249,3 +251,19 @@ def test_a_value_out_of_bounds_is_refused(name: str, value: str) -> None:
 @pytest.mark.parametrize("name", Settings.__struct_fields__)
 def test_every_setting_is_documented(name: str) -> None:
     assert f"`{PREFIX}{name.upper()}`" in DOCUMENTED.read_text()
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("s3cret\n")
+    named = {"TEXT2SONG_KAFKA_PASSWORD_FILE": str(file)}
+    assert load(named).kafka_password == "s3cret"  # noqa: S105
+    [shown] = (each for each in describe(named) if each.name == "kafka_password")
+    assert (shown.value, shown.origin) == ("********", "TEXT2SONG_KAFKA_PASSWORD_FILE")
+    with pytest.raises(InvalidError, match="KAFKA_PASSWORD and TEXT2SONG_KAFKA_PASSWORD_FILE are both set"):
+        load({**named, "TEXT2SONG_KAFKA_PASSWORD": "other"})
+    with pytest.raises(InvalidError, match=r"_FILE is .* which cannot be read: No such file"):
+        load({"TEXT2SONG_KEY_FILE": str(tmp_path / "none")})
+    file.write_text("\n")
+    with pytest.raises(InvalidError, match=r"_FILE is .* which is empty"):
+        load(named)

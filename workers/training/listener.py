@@ -9,11 +9,11 @@ import torch
 from msgspec import Struct
 from safetensors.torch import save_file
 
+from domain.lora import PREFERENCE
 from workers.training.features import Ear
 from workers.training.preference import Hearing, Pairs, choose_ridge, fit, left_out
 
-WEIGHTS: Final = "preference.safetensors"
-DESCRIPTION: Final = "preference.json"
+DESCRIPTION, WEIGHTS = PREFERENCE
 TIMBRE: Final = "timbre"
 TOLD: Final = 3
 CLEAR: Final = 0.4  # of standard deviations between chosen and rejected

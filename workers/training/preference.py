@@ -8,11 +8,12 @@ import torch
 from msgspec import Struct
 from torch.nn import functional
 
+from domain.lora import CHANCE
+
 FOLDS: Final = 8
 INNER_FOLDS: Final = 4
 RIDGES: Final = tuple(10.0 ** (-power / 2) for power in range(7))
 NEWTON_STEPS: Final = 30
-CHANCE: Final = 0.05  # how often guesses may pass for hearing
 
 
 class Pairs(Struct, frozen=True):

@@ -12,7 +12,8 @@ class Row(Struct, kw_only=True, eq=False):
 
     `text` is `[tokens, hidden]`. A model without cross-attention reads it in `lead` `[2, steps, hidden]`, which comes
     before the codes, with text and without it. `offset` counts the steps of the same take before this stretch, so that
-    its noise goes on. `columns` are those of its adapter in the slots.
+    its noise goes on. `columns` are those of its adapter in the slots. Where it `is_judged`, the decoder
+    gathers its evidence.
     """
 
     text: torch.Tensor
@@ -25,6 +26,7 @@ class Row(Struct, kw_only=True, eq=False):
     scale: float = 1.0
     lead: torch.Tensor | None = None
     position: int = 0
+    is_judged: bool = False
 
     @property
     def given(self) -> int:
@@ -37,7 +39,8 @@ class Row(Struct, kw_only=True, eq=False):
 
 
 class Shape(Struct, frozen=True):
-    """All that a step's shapes and branches depend on. With guidance, each row has a second half without text."""
+    """All that a step's shapes and branches depend on. With guidance or a judged
+    row, each row has a second half without text."""
 
     first: int
     rows: int
@@ -46,6 +49,7 @@ class Shape(Struct, frozen=True):
     text: int
     columns: int
     choice: Choice
+    is_judged: bool = False
 
 
 class Batch(Struct, frozen=True, kw_only=True):

@@ -86,6 +86,7 @@ class Decoder:
         self._top_k = zeros(rows, dtype=torch.int64)
         self._weight = zeros(rows, COLUMNS, dtype=self.dtype)
         self._sound = zeros(rows, dtype=torch.bool)
+        self._evidence = zeros(rows, dtype=torch.float64)
         starts = torch.arange(2 * rows * 2 * self._heads, device=self.device) * self._length
         self._starts = starts.view(2, rows, 2, self._heads, 1)
 
@@ -140,6 +141,12 @@ class Decoder:
         """How many frames have all of their codes."""
         return max(row.given, min(row.frames, row.position - self.lag))
 
+    def evidence(self, row: Row) -> float:
+        """By how much the text makes the codes drawn so far likelier, all together: the sum of the differences of their
+        log-probabilities with it and without it.
+        """
+        return float(self._evidence[self.live.index(row)])
+
     def unsound(self) -> list[Row]:
         """The rows whose numbers have ceased to be finite."""
         return [row for row, sound in zip(self.live, self._sound[: len(self.live)].tolist(), strict=True) if not sound]
@@ -165,11 +172,12 @@ class Decoder:
         return Shape(
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
-            halves=2 if any(row.sampling.guidance_scale > 1 for row in live) else 1,
+            halves=2 if any(row.is_judged or row.sampling.guidance_scale > 1 for row in live) else 1,
             length=min(self._length, _up(max(row.shift + row.position for row in live) + 1, block)),
             text=_up(max(len(row.text) for row in live), BLOCK),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
             choice=replace(choice, top_k=None) if cuda else choice,
+            is_judged=any(row.is_judged for row in live),
         )
 
     def _write(self, row: Row, place: int) -> None:
@@ -207,6 +215,7 @@ class Decoder:
             (self._top_k, settings.top_k),
             (self._top_p, settings.top_p),
             (self._sound, True),
+            (self._evidence, 0.0),
         ):
             tensor[place] = value
 
@@ -222,7 +231,7 @@ class Decoder:
         for tensor in (
             *(self._unread, self._codes, self._latest, self._position, self._frames, self._given, self._shift),
             *(self._offset, self._key, self._guidance, self._temperature, self._top_k, self._top_p),
-            *(self._weight, self._sound),
+            *(self._weight, self._sound, self._evidence),
         ):
             tensor[target] = tensor[source]
 
@@ -249,6 +258,7 @@ class Decoder:
             x = x.repeat_interleave(2, dim=0)
         x = self._layers(x, shape, step[:, None])
         logits = self.weights.logits(x, rows * halves).view(rows, halves, self.codebooks, self.tokens)
+        heard = logits
         if halves == 2:
             scale = self._guidance[:rows, None, None]
             told, untold = logits.unbind(1)
@@ -274,6 +284,9 @@ class Decoder:
         known = codes.gather(2, frame.clamp(min=0)[..., None])[..., 0]
         past = (frame >= 0) & (frame < self._given[:rows, None])
         latest = torch.where(kept, drawn, torch.where(past, known, self._pad))
+        if shape.is_judged:
+            likely = heard.float().log_softmax(-1).gather(-1, drawn[:, None, :, None].expand(-1, 2, -1, -1))[..., 0]
+            self._evidence[:rows] += ((likely[:, 0] - likely[:, 1]) * kept).sum(1)
         codes.scatter_(2, torch.where(kept, frame, self._length)[..., None], latest[..., None])
         self._latest[:rows] = latest
         position += 1

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from domain.models import Model
-from workers.engine import EngineError, EngineRequest, Failure, Update
+from workers.engine import EngineError, EngineRequest, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
+from workers.engines.faults import NOT_FINITE, failed, is_short_of_memory, short_of_memory, unloadable, usable
 from workers.engines.musicgen.decoder import Decoder
 from workers.engines.musicgen.listening import check, heard
 from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, window_frames
@@ -30,7 +31,6 @@ STEPS_PER_ADVANCE: Final = 20
 MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
 # The rest of the free memory is for the text encoder, EnCodec, and what a step holds for a moment.
 SHARE_OF_MEMORY: Final = 0.6
-NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 JOINED: Final = object()
 
 logger = logging.getLogger(__name__)
@@ -69,22 +69,13 @@ class MusicgenEngine:
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
         """`device` is a torch device name; None selects the GPU if there is one. Raises EngineError."""
-        try:
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.zeros(1, device=place)
-        except (RuntimeError, AssertionError) as error:
-            raise EngineError(f"Device {device} cannot be used: {_brief(error)}") from error
+        place = usable(device)
         # With a damaged file the libraries can raise any exception.
         try:
             network, tokenizer = noise.build() if checkpoint.folder is None else read(checkpoint.folder)
             return cls(network, tokenizer, checkpoint.model, place)
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"Model {checkpoint.model.id} does not fit into the memory of {place}; it needs about "
-                f"{checkpoint.model.vram_gb:g} GB. Choose a smaller model, or TEXT2SONG_DEVICE=cpu."
-            ) from error
         except Exception as error:
-            raise EngineError(f"Model {checkpoint.model.id} cannot be loaded: {_brief(error)}") from error
+            raise unloadable(checkpoint.model, place, error) from error
 
     @property
     def device(self) -> str:
@@ -110,9 +101,9 @@ class MusicgenEngine:
         try:
             active = activate(request, self.network, self._window, self._device)
         except Exception as error:
-            if not _is_short_of_memory(error):
+            if not is_short_of_memory(error):
                 raise
-            raise EngineError(self._short_of_memory(request), transient=True) from error
+            raise EngineError(short_of_memory(self.device, request.duration), transient=True) from error
         self._active[request.id] = active
         self._waiting.extend(active.takes)
 
@@ -131,7 +122,13 @@ class MusicgenEngine:
         clips = self._render()
         self._updates += [active.progress() for active in self._active.values() if active.started is not None]
         for take in clips:
-            self._updates.append(take.clip())
+            if take.owner.request.id not in self._active:
+                continue
+            try:
+                self._updates.append(take.clip())
+            except Exception as error:
+                self._fail([take], error)
+                continue
             take.owner.unsung -= 1
             if not take.owner.unsung:
                 self._drop(take.owner)
@@ -192,9 +189,10 @@ class MusicgenEngine:
             return
         for take, row in rows:
             if row in unsound:
-                said = "The model's output is not finite; its weights may be damaged."
-                self._fail([take], EngineError(said, transient=True))
+                self._fail([take], EngineError(NOT_FINITE, transient=True))
             elif not self._decoder.left(row):
+                if row.is_judged:
+                    take.evidence += self._decoder.evidence(row)
                 self._leave(take)
                 if not take.is_decoded:
                     self._waiting.appendleft(take)
@@ -238,21 +236,14 @@ class MusicgenEngine:
         """Ends the requests of these takes; where memory was short, only if they cannot be done with half the rows."""
         if isinstance(error, torch.AcceleratorError):
             raise error
-        if _is_short_of_memory(error) and self._rows > 1:
+        if is_short_of_memory(error) and self._rows > 1:
             self._halve()
             return
         for active in {take.owner.request.id: take.owner for take in takes}.values():
-            request, transient = active.request, True
-            if isinstance(error, EngineError):
-                said, transient = str(error), error.transient
-            elif _is_short_of_memory(error):
-                said = self._short_of_memory(request)
-            else:
-                logger.error("Request %s failed", request.id, exc_info=error)
-                said = f"Generation failed: {_brief(error)}"
-            if request.id in self._active:
+            failure = failed(active.request, self.device, error)
+            if failure.request_id in self._active:
                 self._drop(active)
-                self._updates.append(Failure(request_id=request.id, error=said, transient=transient))
+                self._updates.append(failure)
         self._free_memory()
 
     def _halve(self) -> None:
@@ -268,9 +259,6 @@ class MusicgenEngine:
         self._waiting = deque([*again, *(take for take in self._waiting if take not in again)])
         self._rows //= 2
         self._decoder.resize(self._rows)
-
-    def _short_of_memory(self, request: EngineRequest) -> str:
-        return f"{self.device} ran out of memory on a clip of {request.duration:g} s."
 
     def _free_memory(self) -> None:
         if self._device.type == "cuda":
@@ -310,14 +298,3 @@ def _free_memory() -> int:
         return int(words[words.index("MemAvailable:") + 1]) * 1024
     except (OSError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # So torch says on a CPU, on each system in other words.
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

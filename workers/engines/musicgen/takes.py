@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -12,6 +13,7 @@ from workers.engine import Clip, EngineRequest, Progress, Take
 from workers.engines.musicgen.batch import Row
 from workers.engines.musicgen.codec import Rendering
 from workers.engines.musicgen.decoder import Decoder
+from workers.engines.musicgen.liking import Liking
 from workers.engines.musicgen.texts import Text
 
 DECODING_SHARE: Final = 0.95
@@ -20,7 +22,7 @@ DECODING_SHARE: Final = 0.95
 class ActiveRequest(Struct, eq=False):
     """`unsung` takes have no clip yet; `started` is when the first of them began, on the monotonic clock.
 
-    `opening` are the codes that each take begins with, once they are known.
+    `opening` are the codes that each take begins with, once they are known; `liking` judges takes that are judged.
     """
 
     request: EngineRequest
@@ -29,6 +31,7 @@ class ActiveRequest(Struct, eq=False):
     started: float | None = None
     fraction: float = 0.0
     opening: torch.Tensor | None = None
+    liking: Liking | None = None
 
     @property
     def given(self) -> int:
@@ -48,7 +51,9 @@ class ActiveRequest(Struct, eq=False):
 
 
 class ActiveTake(Struct, eq=False):
-    """`window` is the most frames that the decoder makes at a stretch; `made` frames of `codes` are there."""
+    """`window` is the most frames that the decoder makes at a stretch; `made` frames of `codes` are there.
+
+    `evidence` is the decoder's, of all windows that are done."""
 
     owner: ActiveRequest
     take: Take
@@ -57,6 +62,7 @@ class ActiveTake(Struct, eq=False):
     codes: torch.Tensor
     rendering: Rendering
     made: int = 0
+    evidence: float = 0.0
     row: Row | None = None
 
     @property
@@ -96,6 +102,7 @@ class ActiveTake(Struct, eq=False):
             prompt=self.codes[:, start : self.made] if given else None,
             columns=columns,
             scale=request.adapter.scale if request.adapter else 1.0,
+            is_judged=request.is_judged,
         )
         return self.row
 
@@ -110,8 +117,23 @@ class ActiveTake(Struct, eq=False):
         self.rendering.render(self.codes[:, self.rendering.kept_from : self.rendering.needs])
 
     def restart(self) -> None:
-        self.made, self.row = 0, None
+        self.made, self.row, self.evidence = 0, None, 0.0
         self.rendering = rendering(self.network, self.owner.request.duration)
+
+    @property
+    def likelihood(self) -> float | None:
+        """A code's mean evidence, in nats."""
+        if not self.owner.request.is_judged:
+            return None
+        drawn = len(self.codes) * (self.frames - self.owner.given)
+        return self.evidence / max(1, drawn)
+
+    @property
+    def preference(self) -> float | None:
+        if (liking := self.owner.liking) is None:
+            return None
+        channels = self.network.decoder.config.audio_channels
+        return liking.score(self.rendering.finished(), self.codes, self.network.audio_encoder, channels)
 
     def clip(self) -> Clip:
         return Clip(
@@ -120,12 +142,16 @@ class ActiveTake(Struct, eq=False):
             seed=self.take.seed,
             sample_rate=self.network.audio_encoder.config.sampling_rate,
             pcm=self.rendering.finished(),
+            likelihood=self.likelihood,
+            preference=self.preference,
         )
 
 
 def activate(request: EngineRequest, network: Any, window: int, device: torch.device) -> ActiveRequest:
     """`network` is a MusicgenForConditionalGeneration."""
     active = ActiveRequest(request, unsung=len(request.takes))
+    if request.is_judged and request.adapter is not None:
+        active.liking = Liking.load(Path(request.adapter.folder), network.audio_encoder.config.sampling_rate)
     for take in request.takes:
         audio = rendering(network, request.duration)
         codes = torch.zeros(network.decoder.config.num_codebooks, audio.frames, dtype=torch.int64, device=device)

@@ -1,0 +1,99 @@
+"""What one request set off, in whichever process: an id for people, and a place in a trace (W3C Trace Context).
+
+A context variable holds it, so that whatever is appended or logged meanwhile carries it too. Whoever sent it need not
+be trusted: what is out of form or too long is as if it were not there.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Final, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+MAX_ID: Final = 200
+ID_HEADER: Final = "ce_correlationid"
+TRACE_HEADER: Final = "ce_traceparent"
+ID: Final = re.compile(rf"[!-~]{{1,{MAX_ID}}}")
+TRACEPARENT: Final = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<place>(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?P<rest>-[!-~]*)?"
+)
+MAX_TRACEPARENT: Final = 200
+
+# OpenTelemetry's kinds of spans, those that there are here.
+Kind: TypeAlias = Literal["server", "client", "producer", "consumer"]
+
+# Adds attributes to a span that has begun.
+Note: TypeAlias = Callable[[Mapping[str, str | int]], None]
+
+
+class Correlation(Struct, frozen=True):
+    """`traceparent` is of version 00, or None where only an id is known."""
+
+    id: str
+    traceparent: str | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
+
+
+class Spans(Protocol):
+    """What is done meanwhile is a span of the current correlation's trace, and its own correlation says so."""
+
+    def __call__(
+        self, name: str, kind: Kind, attributes: Mapping[str, str | int], /
+    ) -> AbstractContextManager[Note]: ...
+
+
+_correlation: Final[ContextVar[Correlation | None]] = ContextVar("correlation", default=None)
+_job_id: Final[ContextVar[str | None]] = ContextVar("job_id", default=None)
+
+
+def untraced(_: str, __: Kind, ___: Mapping[str, str | int], /) -> AbstractContextManager[Note]:
+    return nullcontext(_forgotten)
+
+
+def _forgotten(_: Mapping[str, str | int]) -> None:
+    pass
+
+
+def current() -> Correlation | None:
+    return _correlation.get()
+
+
+def current_job() -> str | None:
+    return _job_id.get()
+
+
+@contextmanager
+def correlated(correlation: Correlation | None, job_id: str | None = None) -> Iterator[None]:
+    """Meanwhile it is the current one, and the job the one that log lines name; None for both where there is none."""
+    before, job_before = _correlation.set(correlation), _job_id.set(job_id)
+    try:
+        yield
+    finally:
+        _job_id.reset(job_before)
+        _correlation.reset(before)
+
+
+def traceparent(text: str) -> str | None:
+    """In version 00, None where it is malformed. A later version may have more behind what is known of it."""
+    found = TRACEPARENT.fullmatch(text) if len(text) <= MAX_TRACEPARENT else None
+    if found is None or (found["version"] == "00" and found["rest"]):
+        return None
+    return f"00-{found['place']}"
+
+
+def correlation_id(text: str) -> str | None:
+    return text if ID.fullmatch(text) else None
+
+
+def of_record(headers: Mapping[str, str], key: str) -> Correlation | None:
+    """What the record belongs to; None where that is no more than its own key."""
+    trace = traceparent(headers.get(TRACE_HEADER, ""))
+    ident = correlation_id(headers.get(ID_HEADER, ""))
+    if trace is None and ident in {None, key}:
+        return None
+    return Correlation(ident or key, trace)

@@ -1,0 +1,1 @@
+"""A studio from a program: `text2song.client`."""

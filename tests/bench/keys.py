@@ -1,0 +1,98 @@
+"""What keys and limits cost: requests a second with a key at a studio that has them, to those at an open one.
+
+Both studios run at once in processes of their own, and get their requests in turn. The variables: ROUNDS, and REQUESTS
+a round.
+"""
+
+import asyncio
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from domain.models import NOISE
+from tests.local.conftest import Running
+
+ROUNDS: Final = int(os.environ.get("ROUNDS", "8"))
+REQUESTS: Final = int(os.environ.get("REQUESTS", "1500"))
+CLIENTS: Final = 4
+JOB: Final = {"prompt": "rain", "duration": 1}
+
+
+class Studio:
+    def __init__(self, folder: Path, name: str, *, has_keys: bool) -> None:
+        environment: dict[str, Any] = {"TEXT2SONG_MODEL": NOISE.id} | {
+            f"TEXT2SONG_{name}": "100000000/minute" for name in ("READ_LIMIT", "WRITE_LIMIT") if has_keys
+        }
+        self.running = Running(folder / name, **environment, TEXT2SONG_OPEN_JOBS="100000000")
+        self.running.wait_until_ready()
+        self.job = self.running.http.post("/generate", json={**JOB, "user_id": "ann"}).json()["job_id"]
+        self.headers: Mapping[str, str] = {}
+        if has_keys:
+            body = {"owner": "ann", "scopes": ["read", "write"]}
+            self.headers = {"X-API-Key": self.running.http.post("/keys", json=body).json()["key"]}
+
+    async def pace(self, method: str, path: str, body: object, requests: int) -> tuple[float, float]:
+        """Requests a second of the wall's time, and of the processor's time that the studio's process took."""
+        async with httpx.AsyncClient(base_url=self.running.url, headers=self.headers, trust_env=False) as http:
+
+            async def client() -> None:
+                for _ in range(requests // CLIENTS):
+                    answer = await http.request(method, path.format(job=self.job), json=body)
+                    answer.raise_for_status()
+
+            began, used = time.perf_counter(), self._used()
+            await asyncio.gather(*(client() for _ in range(CLIENTS)))
+            return requests / (time.perf_counter() - began), requests / (self._used() - used)
+
+    def _used(self) -> float:
+        """Seconds of a processor."""
+        fields = Path(f"/proc/{self.running.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(opened: Studio, keyed: Studio) -> None:
+    print(f"{'':20} open studio   with keys       ratio   of the processor's time alone   quarter to quarter")
+    for name, method, path, body, share in (
+        ("a job by its id", "GET", "/jobs/{job}", None, 1),
+        ("the models", "GET", "/models", None, 1),
+        ("20 newest jobs", "GET", "/jobs?limit=20", None, 3),
+        ("a prompt", "POST", "/prompts", {"text": "rain"}, 2),
+    ):
+        paces, own = list[tuple[float, float]](), list[tuple[float, float]]()
+        for number in range(ROUNDS):
+            # In turn, each first as often as the other.
+            pair = [
+                await studio.pace(method, path, body, REQUESTS // share)
+                for studio in ((opened, keyed), (keyed, opened))[number % 2]
+            ]
+            for found, at in ((paces, 0), (own, 1)):
+                found.append((pair[number % 2][at], pair[1 - number % 2][at]))
+        without, within = (statistics.median(each) for each in zip(*paces, strict=True))
+        ratios = sorted(keys / none for none, keys in own)
+        print(
+            f"{name:20} {without:9.0f}/s {within:9.0f}/s {statistics.median(k / n for n, k in paces):11.3f} "
+            f"{statistics.median(ratios):22.3f} {ratios[len(ratios) // 4]:19.3f} to "
+            f"{ratios[-1 - len(ratios) // 4]:.3f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        opened, keyed = Studio(folder, "open", has_keys=False), Studio(folder, "keyed", has_keys=True)
+        try:
+            asyncio.run(measure(opened, keyed))
+        finally:
+            for studio in (opened, keyed):
+                try:
+                    studio.running.stop()
+                except subprocess.TimeoutExpired:
+                    studio.running.process.kill()

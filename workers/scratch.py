@@ -1,0 +1,46 @@
+"""Temporary files, whose faults are the machine's: never those of the dataset or training that needs them."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import disk_usage
+from typing import Final
+
+from domain.errors import UnavailableError
+
+LEAST_FREE: Final = 50_000_000
+DISK: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+
+
+@contextmanager
+def scratch(folder: Path | None) -> Iterator[None]:
+    """Makes the folder, None for the system's own. Raises UnavailableError in place of what a full or missing disk
+    raises, here and inside.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise _unavailable(folder, error) from error
+    except sqlite3.OperationalError as error:
+        # The low byte is the kind of error, the rest its variety.
+        if error.sqlite_errorcode & 0xFF not in DISK:
+            raise
+        raise _unavailable(folder, error) from error
+
+
+def check(folder: Path | None) -> None:
+    """Raises UnavailableError where there is no room for temporary files."""
+    if folder is None:
+        return
+    with scratch(folder):
+        free = disk_usage(folder).free
+    if free < LEAST_FREE:
+        raise UnavailableError(f"{folder} has {free:,} bytes left and needs {LEAST_FREE:,}. Make room there.")
+
+
+def _unavailable(folder: Path | None, error: Exception) -> UnavailableError:
+    place = folder or "The system's folder for temporary files"
+    return UnavailableError(f"{place} cannot be written to: {error}. Make room there, or mend the folder.")
