@@ -162,7 +162,7 @@ class KafkaLog:
         async with self._producing:
             if self._producer is not None:
                 await _stop(self._producer)
-        await asyncio.gather(*self._stopping, *(consumer.stop() for consumer in self._consumers))
+        await asyncio.gather(*self._stopping, *map(_end, self._consumers))
 
     def _known(self, partitions: Mapping[TopicPartition, T]) -> Mapping[TopicPartition, T]:
         for topic, partition in partitions:
@@ -283,7 +283,7 @@ class KafkaLog:
 
     async def _stop_consumer(self, consumer: AIOKafkaConsumer) -> None:
         self._consumers.discard(consumer)
-        await consumer.stop()
+        await _end(consumer)
 
     @contextlib.asynccontextmanager
     async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
@@ -351,6 +351,18 @@ async def _whole(starting: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait({task}, timeout=STOP_SECONDS)
         task.cancel()
         raise
+
+
+async def _end(consumer: AIOKafkaConsumer) -> None:
+    """Stops it in a task of its own: while the broker is away, stop() cancels a fetch that waits to try again, and
+    raises CancelledError in whoever called it, before the connections are closed.
+    """
+    stopping = asyncio.create_task(consumer.stop())
+    await asyncio.wait({stopping})
+    if stopping.cancelled():
+        await consumer._client.close()  # noqa: SLF001
+    else:
+        stopping.result()
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:

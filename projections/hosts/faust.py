@@ -44,6 +44,14 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 -- Faust takes no setting for it
         return consumer
 
+    async def on_thread_stop(self) -> None:
+        # A fetch that waits to try again, while the broker is away, lets its cancellation out of the consumer's stop:
+        # the thread would die of it, and Faust wait for the thread in vain.
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            await self._ensure_consumer()._client.close()  # noqa: SLF001
+
 
 class _Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> _ConsumerThread:

@@ -303,19 +303,24 @@ async def test_an_outage_longer_than_the_patience_is_told_and_gone_through(opene
 
 async def test_closing_during_an_outage_ends(opened: Opener) -> None:
     log = await opened(timeout_seconds=4.0)
-    follower = asyncio.create_task(anext(log.follow({("kept", 0): 0}), None))
+    start = {("kept", number): 0 for number in range(KEPT.partitions)}
+    following = [log.follow(start) for _ in range(6)]
+    await log.append([Message("kept", "key", b"before", {})])
+    await asyncio.gather(*map(anext, following))
+    # They ask the broker for more, and ask again and again while it is away.
+    followers = [asyncio.create_task(anext(each, None)) for each in following]
     async with stopped_broker():
         with pytest.raises(UncertainError):
             await log.append([Message("kept", "key", b"lost", {})])
         async with asyncio.timeout(PATIENCE):
             await log.close()
-            assert await follower is None
+            assert await asyncio.gather(*followers) == [None] * len(followers)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         with pytest.raises(UnavailableError, match="closed"):
             await log.append([Message("kept", "key", b"late", {})])
         with pytest.raises(UnavailableError, match="closed"):
             await log.read("kept", 0, 0)
-    assert await everything(await opened()) == []
+    assert values(await everything(await opened()), "key") == [b"before"]
 
 
 async def test_a_producer_that_the_broker_takes_nothing_from_any_more_is_replaced(
