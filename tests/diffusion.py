@@ -245,6 +245,15 @@ def saved(pipeline: Any, folder: Path) -> Path:
     return folder
 
 
+def pipeline(folder: Path) -> Any:
+    """Read as the library does it. Weights that were made and not read stand at other addresses, and some processors
+    then add up in another order.
+    """
+    found: Any = import_module("diffusers").DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
 def request(*seeds: int, **fields: Any) -> EngineRequest:
     """Of one second, unless told otherwise."""
     takes = [Take(index, seed) for index, seed in enumerate(seeds or (0,))]

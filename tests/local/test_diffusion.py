@@ -33,13 +33,13 @@ def request(*seeds: int, **fields: Any) -> EngineRequest:
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Any:
-    return diffusion.stable_audio()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return diffusion.saved(diffusion.stable_audio(), tmp_path_factory.mktemp("pipelines") / "stable")
 
 
 @pytest.fixture(scope="module")
-def folder(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return diffusion.saved(pipeline, tmp_path_factory.mktemp("pipelines") / "stable")
+def pipeline(folder: Path) -> Any:
+    return diffusion.pipeline(folder)
 
 
 @pytest.fixture(scope="module")

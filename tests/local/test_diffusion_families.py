@@ -29,9 +29,9 @@ METRE: Final = {"bpm": 92, "key": "D minor", "timesignature": "3", "vocal_langua
 class Loaded:
     """A pipeline, and an engine that has read it from its folder."""
 
-    def __init__(self, pipeline: Any, folder: Path) -> None:
-        self.pipeline = pipeline
-        self.folder = diffusion.saved(pipeline, folder)
+    def __init__(self, made: Any, folder: Path) -> None:
+        self.folder = diffusion.saved(made, folder)
+        self.pipeline = diffusion.pipeline(self.folder)
         self.engine = DiffusionEngine.load(resolve(str(folder)), "cpu")
 
     def takes(self, *seeds: int, **fields: Any) -> list[Any]:

@@ -26,13 +26,13 @@ SHORT: Final[dict[str, Any]] = {"num_inference_steps": 2, "seed_image_id": "mask
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Any:
-    return diffusion.riffusion()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return diffusion.saved(diffusion.riffusion(), tmp_path_factory.mktemp("pipelines") / "riffusion")
 
 
 @pytest.fixture(scope="module")
-def folder(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return diffusion.saved(pipeline, tmp_path_factory.mktemp("pipelines") / "riffusion")
+def pipeline(folder: Path) -> Any:
+    return diffusion.pipeline(folder)
 
 
 @pytest.fixture(scope="module")
