@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final, get_args
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
@@ -15,16 +15,19 @@ from msgspec import Struct
 from api.http import pages, positions
 from api.http.pages import Page
 from api.http.positions import CURRENT
+from api.http.renditions import AudioFile
 from api.http.services import Injected, Services
+from api.http.streams import stream
 from api.prompts import IdempotencyKey
 from commands import trainings as commands
 from commands.transact import existing, load, seen
-from domain.errors import ConflictError, Fault, InvalidError
+from domain.errors import ConflictError, DamagedError, Fault, InvalidError, NotFoundError
 from domain.events.progress import TrainingProgressed
-from domain.events.trainings import Method
+from domain.events.trainings import Method, SampleFile, TrainingSample
 from domain.outcomes import Outcome
-from domain.trainings import TRAININGS, Status, Training, TrainingRequest, evolve
+from domain.trainings import TRAININGS, Status, Training, TrainingRequest, evolve, sample_path
 from projections.freshness.current import WAIT_SECONDS
+from workers.mastering import content_type
 from workers.training.config import config
 from workers.training.errors import TrainingError
 
@@ -39,9 +42,22 @@ NAMES: Final = {
 }
 
 
+class TrainingSampleBody(Struct, frozen=True, kw_only=True):
+    """A prompt's clip by the base model, and the one of the same seed by the adapter; both addresses are of FLACs.
+    Where it `is_held_out`, the adapter has not learnt from the prompt.
+    """
+
+    prompt: str
+    seed: int
+    duration_seconds: float
+    is_held_out: bool
+    before_url: str
+    after_url: str
+
+
 class TrainingBody(Struct, frozen=True, kw_only=True):
     """`progress` is 0 to 100. Each point of `curve` has its `step` and what was measured there. `adapter_id` null of a
-    completed training says that nothing was learnt, and `message` why.
+    completed training says that nothing was learnt, and `message` why. `samples` are there once it is completed.
     """
 
     id: str
@@ -58,6 +74,7 @@ class TrainingBody(Struct, frozen=True, kw_only=True):
     curve: list[dict[str, float]]
     config: dict[str, str | float | bool | None]
     adapter_id: str | None
+    samples: list[TrainingSampleBody]
     message: str | None
     error: str | None
     attempt: int
@@ -164,7 +181,48 @@ async def follow_training(services: Injected, training_id: FromPath[str]) -> Res
     return ServerSentEvent(_events(services, training_id))
 
 
-ROUTES: Final = (request_training, list_trainings, get_training, cancel_training, follow_training)
+@get(
+    "/trainings/{training_id:str}/samples/{name:str}", operation_id="getTrainingSample", opt=CURRENT, tags=["trainings"]
+)
+async def get_sample(
+    request: Request[Any, Any, Any], services: Injected, training_id: FromPath[str], name: FromPath[str]
+) -> Response[Any]:
+    """What the model made before the training, or after it, as `samples` of the training name it. Honours Range,
+    If-Range and If-None-Match.
+    """
+    training = await existing(services.views, TRAININGS, training_id, "training")
+    found = {_name(at, side): file for at, sample in enumerate(training.samples) for side, file in _files(sample)}
+    if (file := found.get(name)) is None:
+        raise NotFoundError("sample of the training", name)
+    key = sample_path(training.id, training.attempt, file.sha256)
+    stored = await services.objects.stat(key)
+    if stored is None or stored.size != file.size:
+        gone = "gone" if stored is None else f"damaged: it has {stored.size:,} bytes, and {file.size:,} were stored"
+        raise DamagedError(f"The file {key!r} is {gone}. Put a sound copy in its place.")
+    content = AudioFile(file.size, file.sha256, partial(services.objects.read, key))
+    return await stream(
+        request.headers, content, etag=f'"{file.sha256}"', file_name=name, media_type=content_type("flac")
+    )
+
+
+ROUTES: Final = (request_training, list_trainings, get_training, cancel_training, follow_training, get_sample)
+
+
+def _files(sample: TrainingSample) -> tuple[tuple[str, SampleFile], ...]:
+    return ("before", sample.before), ("after", sample.after)
+
+
+def _name(at: int, side: str) -> str:
+    return f"{at + 1}-{side}.flac"
+
+
+def _sample(training: Training, at: int, sample: TrainingSample) -> TrainingSampleBody:
+    place = f"/trainings/{training.id}/samples"
+    return TrainingSampleBody(
+        **{name: getattr(sample, name) for name in ("prompt", "seed", "duration_seconds", "is_held_out")},
+        before_url=f"{place}/{_name(at, 'before')}",
+        after_url=f"{place}/{_name(at, 'after')}",
+    )
 
 
 def body(services: Services, training: Training) -> TrainingBody:
@@ -182,6 +240,7 @@ def body(services: Services, training: Training) -> TrainingBody:
         stage=live.stage if live else None,
         step=step,
         steps=steps,
+        samples=[_sample(training, at, sample) for at, sample in enumerate(training.samples)],
         metrics=dict(training.metrics),
         curve=[{"step": float(point.step), **point.values} for point in training.curve],
         outcomes=list(training.outcomes),

@@ -33,6 +33,7 @@ from domain.events.trainings import (
     TrainingEvent,
     TrainingFailed,
     TrainingRequested,
+    TrainingSample,
     TrainingStarted,
 )
 from domain.outcomes import Outcome, judge
@@ -42,6 +43,7 @@ Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "canc
 OPEN: Final = frozenset({"queued", "processing", "cancelling"})
 LIFE: Final = ("training", "processing")
 FILTERS: Final = ("dataset_id", "method", "adapter_name")
+SAMPLES: Final = "samples"
 
 
 class TrainingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +79,7 @@ class Training(Struct, frozen=True, kw_only=True):
     curve: tuple[CurvePoint, ...] = ()
     metrics: Mapping[str, float] = {}
     adapter_id: str | None = None
+    samples: tuple[TrainingSample, ...] = ()
     message: str | None = None
     failures: int = 0
     lost: int = 0
@@ -118,8 +121,12 @@ TRAININGS: Final = View(
 
 
 def folder(training_id: str) -> str:
-    """Where a training's checkpoints lie among the objects."""
+    """Where a training's checkpoints and samples lie among the objects."""
     return f"trainings/{training_id}"
+
+
+def sample_path(training_id: str, attempt: int, sha256: str) -> str:
+    return f"{folder(training_id)}/{SAMPLES}/{attempt}/{sha256}.flac"
 
 
 def check(request: TrainingRequest) -> None:
@@ -252,6 +259,7 @@ def _apply(training: Training, recorded: Recorded) -> Training | str:
                 curve=event.curve,
                 metrics=event.metrics,
                 adapter_id=event.adapter_id,
+                samples=event.samples,
                 message=event.message,
                 completed_at=now,
             )

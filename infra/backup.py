@@ -1,7 +1,7 @@
 """A copy of a studio's data folder, taken while the studio runs, and the way back.
 
-It holds the event log, the audio, the adapters and the datasets that the log's events speak of, and the secret of
-blind trials: without that, trials would be shuffled anew. Views and other formats are made anew.
+It holds the event log, the audio, the adapters, the datasets and the samples of trainings that the log's events speak
+of, and the secret of blind trials: without that, trials would be shuffled anew. Views and other formats are made anew.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from domain.envelope import decode
 from domain.errors import ConflictError, NotFoundError, UnavailableError
 from domain.jobs import JOBS, Job, waveform
 from domain.ports import SECRETS, check_key
+from domain.trainings import TRAININGS, Training, sample_path
 from infra.storage.sqlite import advise, connect
 from infra.storage.sqlite_log import SqliteLog
 
@@ -106,12 +107,15 @@ def restore(source: Path, data: Path, progress: Progress) -> Report:
 
 
 async def _found(events: Path) -> list[Kept]:
-    """The samples that a listener may have, the adapters, and the lists and exports of datasets."""
+    """The samples that a listener may have, the adapters, the lists and exports of datasets, and what trainings have
+    changed, to be heard.
+    """
     log = await SqliteLog.open(events)
     try:
         jobs: list[Job] = await _folded(log, JOBS.name)
         adapters: list[Adapter] = await _folded(log, ADAPTERS.name)
         datasets: list[Dataset] = await _folded(log, DATASETS.name)
+        trainings: list[Training] = await _folded(log, TRAININGS.name)
     finally:
         await log.close()
     samples = [sample.event for job in jobs for sample in job.audible]
@@ -128,6 +132,7 @@ async def _found(events: Path) -> list[Kept]:
             for adapter in adapters
         ),
         *(Kept(f"dataset {dataset.id}", _files(dataset)) for dataset in datasets if dataset.built),
+        *(Kept(f"training {training.id}", _heard(training)) for training in trainings if training.samples),
     ]
 
 
@@ -140,6 +145,11 @@ def _files(dataset: Dataset) -> dict[str, str | None]:
         if export.made is not None and export.status == "exported":
             found[export.made.archive] = export.made.sha256
     return found
+
+
+def _heard(training: Training) -> dict[str, str | None]:
+    files = [file for sample in training.samples for file in (sample.before, sample.after)]
+    return {sample_path(training.id, training.attempt, file.sha256): file.sha256 for file in files}
 
 
 async def _folded(log: SqliteLog, topic: str) -> list[Any]:

@@ -4,7 +4,7 @@ adapter.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from hashlib import sha256
@@ -22,16 +22,15 @@ from domain.events import MAX_ERROR, Event
 from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
 from domain.events.progress import TrainingProgressed, WorkerAlive
 from domain.events.trainings import (
-    MAX_POINTS,
-    CurvePoint,
     TrainingCancelled,
     TrainingCheckpointed,
     TrainingCompleted,
     TrainingFailed,
+    TrainingSample,
 )
 from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, ReadStore
-from domain.trainings import TRAININGS, Training, folder
+from domain.trainings import SAMPLES, TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve
@@ -42,8 +41,10 @@ from workers.training.config import config
 from workers.training.process import Died, Ended, Kept, Order, Progressed, Refused
 from workers.training.result import RESULT, Result
 from workers.training.standing import FILE, standing_of
+from workers.training_results import curve, described, sample, sound
 
 PROGRESS_EVERY: Final = 1.0
+REMEMBERED: Final = 1_000
 WHO: Final = "The trainer"
 
 
@@ -121,6 +122,8 @@ class Learning:
         self._lease = lease
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
+        # The attempt whose samples an event names that may not be folded yet.
+        self._sampled: dict[str, int] = {}
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         """It has no model to generate with, so no API takes it for a worker that has one."""
@@ -170,8 +173,13 @@ class Learning:
             await self._train(run, data, output)
             result = msgspec.json.decode(await asyncio.to_thread((output / RESULT).read_bytes), type=Result)
             adapter_id = None
+            samples: list[TrainingSample] = []
             if result.status == "completed":
                 adapter_id = await self._register(run.claimed, result, output)
+                samples = [await sample(run.claimed, self._objects, each, output) for each in result.samples]
+                self._sampled[run.claimed.id] = run.claimed.attempt
+                if len(self._sampled) > REMEMBERED:
+                    del self._sampled[next(iter(self._sampled))]
         return TrainingCompleted(
             training_id=run.claimed.id,
             attempt=run.claimed.attempt,
@@ -181,6 +189,7 @@ class Learning:
             message=" ".join([result.message, *result.warnings])[:MAX_ERROR],
             metrics=dict(list(result.metrics.items())[:MAX_ENTRIES]),
             curve=curve(result.curve),
+            samples=tuple(samples),
         )
 
     async def check(self) -> None:
@@ -190,13 +199,21 @@ class Learning:
             raise BrokenError(str(error)) from error
 
     async def tidy(self, training: Training, attempt: int) -> None:
-        """Of a training that has ended no checkpoint stays. Of an open one the last stays, and newer ones: the event
-        that names them may be on its way to the log.
+        """Of a training that has ended no checkpoint stays, but its samples do. Of an open one the last checkpoint
+        stays, and newer ones: the event that names them may be on its way to the log.
         """
         for stored in await until_done(partial(self._objects.list, folder(training.id)), WHO):
-            made_by = stored.key.split("/")[2]
-            if made_by.isdecimal() and int(made_by) <= attempt and not _is_needed(training, stored.key):
+            _, _, first, *rest = stored.key.split("/")
+            made_by = rest[0] if first == SAMPLES else first
+            if made_by.isdecimal() and int(made_by) <= attempt and not self._is_needed(training, stored.key):
                 await until_done(partial(self._objects.delete, stored.key), WHO)
+
+    def _is_needed(self, training: Training, key: str) -> bool:
+        if key.startswith(f"{folder(training.id)}/{SAMPLES}/"):
+            ended = training.attempt if training.status == "completed" else None
+            return int(key.split("/")[3]) in {ended, self._sampled.get(training.id)}
+        step = key.rpartition("/")[2].removesuffix(".safetensors")
+        return training.is_open and step.isdecimal() and int(step) >= training.step
 
     async def cancel(self, training: Training, worker_id: str) -> Event:
         await until_done(partial(self._objects.delete, folder(training.id)), WHO)
@@ -269,7 +286,7 @@ class Learning:
             stage=said.stage,
             step=said.step,
             steps=said.steps,
-            values=_sound(said.values),
+            values=sound(said.values),
         )
         with suppress(UnavailableError, UncertainError):
             await self._journal.append(event)
@@ -335,8 +352,8 @@ class Learning:
             description=f"Trained by {request.method} on dataset {request.dataset_id}.",
             training_dataset_id=request.dataset_id,
             training_id=training.id,
-            training_config=_described(result),
-            metrics=dict(list(_sound(result.metrics).items())[:MAX_ENTRIES]),
+            training_config=described(result),
+            metrics=dict(list(sound(result.metrics).items())[:MAX_ENTRIES]),
             user_id=request.user_id,
         )
         place = registration.storage_path
@@ -357,36 +374,3 @@ class Learning:
         except ConflictError as error:
             raise AttemptError(f"{error} Ask for the training again with another adapter_version.") from error
         return id_
-
-
-def _is_needed(training: Training, key: str) -> bool:
-    step = key.rpartition("/")[2].removesuffix(".safetensors")
-    return training.is_open and step.isdecimal() and int(step) >= training.step
-
-
-def curve(points: Sequence[dict[str, float]]) -> tuple[CurvePoint, ...]:
-    """Of all points as many as an event may have, evenly, with the last one."""
-    every = -(-len(points) // MAX_POINTS) or 1
-    kept = points[::-1][::every][::-1]
-    return tuple(
-        CurvePoint(step=round(point["step"]), values=_sound({n: v for n, v in point.items() if n != "step"}))
-        for point in kept
-    )
-
-
-def _sound(values: Any) -> dict[str, float]:
-    return {name: value for name, value in list(values.items())[:20] if abs(value) < 1e15}
-
-
-def _described(result: Result) -> dict[str, str | float | bool | None]:
-    """The lineage: what it was trained with, and on what."""
-    positions = result.dataset.get("positions")
-    return {
-        **msgspec.structs.asdict(result.config),
-        "code_version": result.code_version,
-        "dataset_digest": str(result.dataset.get("digest")),
-        "dataset_positions": msgspec.json.encode(positions).decode()[:1_000],
-        "dataset_rows": result.dataset.get("rows"),
-        "weights_sha256": result.sha256,
-        **({"hears": ", ".join(each["words"] for each in result.hears)[:1_000]} if result.hears else {}),
-    }

@@ -114,6 +114,7 @@ ANSWERS: Final[Mapping[str, Answers]] = {
     "requestTraining": Answers(problems=(404, 409), headers=MADE),
     "getTraining": READ,
     "cancelTraining": Answers(problems=(409,), also=(202,), headers=MADE),
+    "getTrainingSample": _file("audio/flac"),
     "followTraining": Answers(events=TRAINING_EVENTS),
     "getWebhookSecret": Answers(problems=STORED),
     "rotateWebhookSecret": Answers(problems=STORED, example={}),

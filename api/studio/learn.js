@@ -4,6 +4,7 @@ import { choice, confirm, el, empty, field, fill, Kept, note, percent, when } fr
 import { live } from "./events.js";
 import { get, post, query, save, send } from "./http.js";
 import { lineage } from "./lineage.js";
+import { play } from "./player.js";
 
 const KINDS = ["datasets", "trainings", "adapters", "feedback", "abtests"];
 
@@ -94,7 +95,14 @@ function training(each) {
     open && el("progress", { max: 100, value: each.progress, "aria-label": "Progress" }),
     curve(each.curve), accuracy !== undefined && el("p", { className: "facts" }, `It tells apart ${percent(accuracy)} of held-out pairs.`),
     each.message && el("p", { className: "facts" }, each.message), each.error && el("p", { className: "warning" }, each.error),
+    each.samples.length > 0 && el("ul", { className: "heard", "aria-label": "Samples before and after" }, each.samples.map((sample, at) => heard(each, sample, at))),
     open && el("button", { type: "button", className: "quiet", onclick: () => send("DELETE", `/trainings/${each.id}`).catch((error) => note(error.message, "error")) }, "Stop"));
+}
+
+// One seed, by the base model and by the adapter: the player switches between them in place.
+function heard(training, sample, at) {
+  const clips = [["Before", sample.before_url], ["After", sample.after_url]].map(([name, stream]) => ({ name, label: name, stream, waveform: null, lufs: null }));
+  return el("li", {}, el("span", { dir: "auto" }, sample.prompt), el("span", { className: "row" }, clips.map((clip, side) => el("button", { type: "button", className: "quiet", "aria-label": `${clip.name} the training: ${sample.prompt}`, onclick: () => play(`training ${training.id} ${at}`, sample.prompt, clips, side) }, clip.name))));
 }
 
 function adapter(each, { datasets, tests }) {

@@ -10,6 +10,7 @@ from domain.contract.records import encoded, headed, record
 from domain.events import Event, Recorded
 from domain.events.trainings import (
     CurvePoint,
+    SampleFile,
     TrainingAttemptFailed,
     TrainingCancelled,
     TrainingCancelRequested,
@@ -17,6 +18,7 @@ from domain.events.trainings import (
     TrainingCompleted,
     TrainingFailed,
     TrainingRequested,
+    TrainingSample,
     TrainingStarted,
 )
 from domain.outcomes import OUTCOMES
@@ -46,6 +48,16 @@ COMPLETED: Final = TrainingCompleted(
     message="Trained 60 steps.",
     metrics={"held_out_accuracy": 0.75},
     curve=CURVE,
+    samples=(
+        TrainingSample(
+            prompt="slow blues, brushed drums",
+            seed=7,
+            duration_seconds=5.0,
+            is_held_out=True,
+            before=SampleFile(size=81_000, sha256="b" * 64),
+            after=SampleFile(size=82_000, sha256="a" * 64),
+        ),
+    ),
 )
 FAILED: Final = TrainingFailed(training_id=ID, attempt=1, error="too few pairs")
 REQUEUED: Final = TrainingAttemptFailed(training_id=ID, attempt=1, error="disk full", retry_at=LATER)

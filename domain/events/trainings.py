@@ -3,7 +3,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 from msgspec import Meta, Struct, field
 
 from domain.events import END, NAME, Attempt, ErrorText, Event, Identifier, Label, Moment, Sha256
-from domain.events.adapters import MAX_ENTRIES, AdapterName, Number, Text, Version
+from domain.events.adapters import MAX_ENTRIES, AdapterName, Number, Size, Text, Version
+from domain.events.jobs import Seed
+from domain.events.prompts import MAX_TEXT
 from domain.ports import Topic
 
 Method: TypeAlias = Literal["taste", "dpo", "sft"]
@@ -12,6 +14,8 @@ TOPIC: Final = Topic("trainings", partitions=4)
 MAX_STEPS: Final = 1_000_000
 MAX_POINTS: Final = 200
 MAX_VALUES: Final = 20
+MAX_SAMPLES: Final = 16
+LONGEST_SAMPLE: Final = 3_600.0
 Step: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 Values: TypeAlias = Annotated[dict[Label, Number], Meta(max_length=MAX_VALUES)]
 Settings: TypeAlias = Annotated[dict[Label, Text | Number | bool | None], Meta(max_length=MAX_ENTRIES)]
@@ -26,6 +30,26 @@ class CurvePoint(Struct, frozen=True, kw_only=True):
 
 
 Curve: TypeAlias = Annotated[tuple[CurvePoint, ...], Meta(max_length=MAX_POINTS)]
+
+
+class SampleFile(Struct, frozen=True, kw_only=True):
+    """A FLAC; `size` is in bytes."""
+
+    size: Size
+    sha256: Sha256
+
+
+class TrainingSample(Struct, frozen=True, kw_only=True):
+    """A prompt's clip by the base model, and the one of the same seed by the adapter. Where it `is_held_out`, the
+    adapter has not learnt from the prompt.
+    """
+
+    prompt: Annotated[str, Meta(max_length=MAX_TEXT)]
+    seed: Seed
+    duration_seconds: Annotated[float, Meta(ge=0, le=LONGEST_SAMPLE)]
+    is_held_out: bool
+    before: SampleFile
+    after: SampleFile
 
 
 class TrainingEvent(Event, frozen=True, kw_only=True):
@@ -77,7 +101,11 @@ class TrainingCheckpointed(TrainingEvent, frozen=True, kw_only=True, tag="Traini
 
 
 class TrainingCompleted(TrainingEvent, frozen=True, kw_only=True, tag="TrainingCompleted"):
-    """`adapter_id` null says that nothing was learnt, so that there is no adapter; `message` says why."""
+    """`adapter_id` null says that nothing was learnt, so that there is no adapter; `message` says why.
+
+    The files of `samples` are already stored when this is appended, each as
+    `trainings/{training_id}/samples/{attempt}/{sha256}.flac`.
+    """
 
     name = "training.completed"
     attempt: Attempt
@@ -87,6 +115,7 @@ class TrainingCompleted(TrainingEvent, frozen=True, kw_only=True, tag="TrainingC
     message: ErrorText = ""
     metrics: Metrics = field(default_factory=dict)
     curve: Curve = ()
+    samples: Annotated[tuple[TrainingSample, ...], Meta(max_length=MAX_SAMPLES)] = ()
 
 
 class TrainingAttemptFailed(TrainingEvent, frozen=True, kw_only=True, tag="TrainingAttemptFailed"):

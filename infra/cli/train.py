@@ -19,7 +19,7 @@ from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
 from workers.training import examples
 from workers.training.config import DEFAULTS, METHODS, Config, config
-from workers.training.errors import TrainingError
+from workers.training.errors import Stopped, TrainingError
 
 ALIASES: Final = {"nano": NANO.id, "noise": NOISE.id}
 NOTHING_LEARNT: Final = 3
@@ -66,6 +66,7 @@ def default_help(name: str) -> str:
 @click.option(
     "--label-smoothing", type=float, help=f"Of dpo: the share of wrong pairs.  {default_help('label_smoothing')}"
 )
+@click.option("--samples", type=int, help=f"How many prompts to hear before and after.  {default_help('samples')}")
 def command(
     *,
     data: Path | None,
@@ -122,7 +123,8 @@ def _train(
     console.tell(f"Loading {model.model.id} …")
     import torch
 
-    from workers.training.run import Stopped, Training
+    from workers.training.run import Training
+    from workers.training.samples import FOLDER
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
@@ -160,6 +162,9 @@ def _train(
     console.tell(
         f"The adapter is in {output}, its weights are {result.sha256}. It took {result.seconds / 60:.1f} minutes."
     )
+    if result.samples:
+        whose = "has not learnt from" if result.samples[0].is_held_out else "learnt from"
+        console.tell(f"Hear {len(result.samples)} prompts that it {whose}, before and after, in {output / FOLDER}.")
     console.tell("Register it at a running studio, and let a blind test judge it:")
     console.tell(f"  text2song adapters add {output} --name {output.resolve().name} --version 1.0.0")
     return 0

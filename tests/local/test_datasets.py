@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import signal
+import sys
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
@@ -564,6 +566,72 @@ async def test_a_build_that_was_killed_is_done_by_another_worker(parts: Parts) -
     place = (await list_of(parts, ident)).rpartition("/")[0]
     assert {stored.key.rpartition("/")[0] for stored in await parts.objects.list(folder(ident))} == {place}
     assert [*(parts.folder / "scratch").iterdir()] == []
+
+
+# A builder that stops for good at a moment, and says so.
+BUILDER = """
+import asyncio, sys, threading
+from pathlib import Path
+from infra.storage.file_objects import FileObjects
+from tests.local.parts import open_parts
+from tests.local.test_datasets import builder
+from workers.dataset_replay import Replay
+
+def stop():
+    print("here", flush=True)
+    threading.Event().wait()
+
+async def put_file(*arguments, **options):
+    await stored(*arguments, **options)
+    stop()
+
+async def main():
+    async with open_parts(Path(sys.argv[1])) as parts:
+        await builder(parts)
+
+stored = FileObjects.put_file
+if sys.argv[2] == "reading":
+    Replay.take = lambda *_: stop()
+else:
+    FileObjects.put_file = put_file
+asyncio.run(main())
+"""
+
+
+async def test_a_build_whose_process_is_killed_twice_ends_once_with_the_list_of_one_that_was_not(
+    tmp_path: Path,
+) -> None:
+    """While it reads the log, and once the list is stored but no event names it."""
+    async with open_parts(tmp_path) as parts:
+        for number in range(4):
+            await song(parts, f"job{number}", prompt_id=f"p{number}")
+            await parts.journal.append(said(f"f{number}", f"job{number}-0", rating=4.0, user_id="ann"))
+        ident = (await create(parts)).json()["id"]
+    for moment in ("reading", "stored"):
+        command = [sys.executable, "-c", BUILDER, str(tmp_path), moment]
+        child = await asyncio.create_subprocess_exec(
+            *command, cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"here\n"
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+    async with open_parts(tmp_path) as parts:
+        left = await parts.objects.list(folder(ident))
+        running = builder(parts)
+        body = await settled(parts, ident)
+        await stop(running)
+        assert len(left) == 1
+        assert (body["status"], body["sample_count"]) == ("built", 4)
+        assert await parts.history(ident, "datasets") == [
+            f"dataset.{name}.v1" for name in ("created", "started", "started", "started", "built")
+        ]
+        place = (await list_of(parts, ident)).rpartition("/")[0]
+        assert {stored.key.rpartition("/")[0] for stored in await parts.objects.list(folder(ident))} == {place}
+        assert left[0].key.rpartition("/")[0] != place
+        assert left[0].key.rpartition("/")[2] == f"{body['digest']}.jsonl"
+        assert (await rebuild(parts.journal, parts.store, parts.objects, await find(parts.journal, ident))).same
+        assert [*(tmp_path / "scratch").iterdir()] == []
 
 
 async def test_an_export_that_was_killed_is_made_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

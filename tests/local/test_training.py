@@ -19,7 +19,10 @@ from domain.models import NANO, NOISE
 from tests import dataset
 from tests.dataset import Sound
 from workers import adapter_files
+from workers.engine import Adapter, Clip, EngineRequest, Take
 from workers.engines.checkpoints import Checkpoint
+from workers.engines.musicgen.engine import MusicgenEngine
+from workers.mastering import master, pcm_sha256
 from workers.training.checkpoint import load
 from workers.training.codes import Codes
 from workers.training.config import config
@@ -65,7 +68,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("codes")
 
 
-SMALL = {"steps": 4, "batch": 3, "rank": 2, "evaluate_every": 2, "warmup_steps": 1, "learning_rate": 0.005}
+SMALL = {
+    "steps": 4,
+    "batch": 3,
+    "rank": 2,
+    "evaluate_every": 2,
+    "warmup_steps": 1,
+    "learning_rate": 0.005,
+    "samples": 0,
+}
 
 
 def training(data: Path, output: Path, cache: Path, method: str = "sft", **more: Any) -> Training:
@@ -128,6 +139,58 @@ def test_an_adapter_is_taken_as_it_is_and_says_what_it_came_from(data: Path, cac
     assert (tmp_path / "preference.safetensors").exists()
     assert json.loads((tmp_path / "preference.json").read_text())["held_out"]["share"] > 0.8
     assert result.left_out == []
+
+
+def test_samples_are_of_held_out_prompts_and_one_seed_and_cost_the_adapter_nothing(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    plain = training(data, tmp_path / "plain", cache).run()
+    heard = training(data, tmp_path / "heard", cache, samples=2).run()
+    assert (heard.sha256, heard.curve, heard.warnings) == (plain.sha256, plain.curve, [])
+    assert plain.samples == []
+    assert [each.seed for each in heard.samples] == [0, 1]
+    assert len({each.prompt for each in heard.samples}) == 2
+    engine = MusicgenEngine.load(Checkpoint(model=NOISE), "cpu")
+    adapter = Adapter(sha256=str(heard.sha256), folder=str(tmp_path / "heard"))
+    for sample in heard.samples:
+        assert sample.is_held_out
+        assert sample.seconds == pytest.approx(SECONDS, abs=0.02)
+        for file, own in ((sample.before, None), (sample.after, adapter)):
+            takes = [Take(index=0, seed=sample.seed)]
+            engine.admit(
+                EngineRequest(id=file, prompt=sample.prompt, duration=sample.seconds, takes=takes, adapter=own)
+            )
+            clips: list[Clip] = []
+            while not clips:
+                clips = [each for each in engine.advance() if isinstance(each, Clip)]
+            alone = master(clips[0].pcm, NOISE.sample_rate, {}).pcm_sha256
+            assert pcm_sha256((tmp_path / "heard" / file).read_bytes()) == alone
+        assert (tmp_path / "heard" / sample.before).read_bytes() != (tmp_path / "heard" / sample.after).read_bytes()
+
+
+def test_a_stop_while_samples_are_made_learns_nothing_again(data: Path, cache: Path, tmp_path: Path) -> None:
+    seen: list[Point] = []
+
+    def is_stopped() -> bool:
+        return bool(seen) and seen[-1].stage.startswith("samples")
+
+    stopped = training(data, tmp_path, cache, samples=1, on_point=seen.append, is_stopped=is_stopped).run()
+    assert (stopped.status, stopped.sha256) == ("stopped", None)
+    assert standing_of((tmp_path / FILE).read_bytes()).step == 4
+    seen.clear()
+    again = training(data, tmp_path, cache, samples=1, on_point=seen.append).run()
+    assert (again.status, len(again.samples)) == ("completed", 1)
+    assert "training" not in {point.stage for point in seen}
+    assert (again.sha256, again.curve) == (weights(tmp_path), stopped.curve)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_samples_that_cannot_be_made_leave_the_adapter_and_a_warning(data: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "samples").write_text("in the way")
+    result = training(data, tmp_path, cache, samples=1).run()
+    assert (result.status, result.samples) == ("completed", [])
+    assert result.sha256 == weights(tmp_path)
+    assert "no samples of it" in result.warnings[-1]
 
 
 def test_what_is_finished_is_not_done_again(data: Path, cache: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from domain.events.trainings import MAX_SAMPLES
 from workers.training.errors import TrainingError
 
 Method: TypeAlias = Literal["taste", "dpo", "sft"]
@@ -18,7 +19,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `kl_target` is in nats a code (taste); `beta`, `sft_weight` and `label_smoothing` are those of DPO;
     `text_dropout` is how often a clip's prompt is left out, for guidance (sft, taste). `seconds` is how much of a clip
-    is used. `evaluate_every` and `patience` are in steps and in evaluations without a better one.
+    is used. `evaluate_every` and `patience` are in steps and in evaluations without a better one. Of `samples` prompts
+    a clip is made before and after, to be heard.
     """
 
     method: Method = "taste"
@@ -40,6 +42,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     beta: float = 20.0
     sft_weight: float = 0.2
     label_smoothing: float = 0.1
+    samples: int = 3
 
 
 DEFAULTS: Final[Mapping[Method, Config]] = {
@@ -69,6 +72,7 @@ LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "beta": (1e-3, 10_000),
     "sft_weight": (0, 100),
     "label_smoothing": (0, 0.49),
+    "samples": (0, MAX_SAMPLES),
 }
 
 

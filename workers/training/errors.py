@@ -18,3 +18,7 @@ class NothingLearntError(Text2SongError):
     def __init__(self, message: str, metrics: dict[str, float]) -> None:
         super().__init__(message)
         self.metrics = metrics
+
+
+class Stopped(Exception):  # noqa: N818
+    """A stop was asked for before the first step, or after the last."""

@@ -137,9 +137,9 @@ def _carried_out(order: Order, is_stopped: Any) -> Said:
     from workers.engine import EngineError  # noqa: PLC0415
     from workers.engines.checkpoints import resolve  # noqa: PLC0415
     from workers.training.config import config  # noqa: PLC0415
-    from workers.training.errors import TrainingError  # noqa: PLC0415
+    from workers.training.errors import Stopped, TrainingError  # noqa: PLC0415
     from workers.training.examples import base_model, read  # noqa: PLC0415
-    from workers.training.run import Point, Stopped, Training  # noqa: PLC0415
+    from workers.training.run import Point, Training  # noqa: PLC0415
 
     last = [0]
 

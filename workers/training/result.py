@@ -11,6 +11,19 @@ Figures: TypeAlias = dict[str, float]
 Status: TypeAlias = Literal["completed", "nothing_learnt", "stopped"]
 
 
+class Sample(Struct, frozen=True, kw_only=True):
+    """A prompt's clips of one seed, by the base model and by the adapter: `before` and `after` are FLACs beside
+    training.json. Where it `is_held_out`, the adapter has not learnt from the prompt.
+    """
+
+    prompt: str
+    seed: int
+    seconds: float
+    is_held_out: bool
+    before: str
+    after: str
+
+
 class Result(Struct, frozen=True, kw_only=True):
     """What training.json holds. `sha256` is that of the adapter's weights."""
 
@@ -27,5 +40,6 @@ class Result(Struct, frozen=True, kw_only=True):
     hears: list[dict[str, Any]] = []
     warnings: list[str] = []
     left_out: list[str] = []
+    samples: list[Sample] = []
     sha256: str | None = None
     seconds: float = 0.0

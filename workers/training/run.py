@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +17,17 @@ from safetensors import SafetensorError
 
 from domain.lora import WEIGHTS
 from workers.engines.checkpoints import Checkpoint as Model
-from workers.training import checkpoint
+from workers.training import checkpoint, samples
 from workers.training.checkpoint import Checkpoint
 from workers.training.codes import Codes
 from workers.training.config import Config
-from workers.training.errors import NothingLearntError, TrainingError
+from workers.training.errors import NothingLearntError, Stopped, TrainingError
 from workers.training.examples import Examples, read
 from workers.training.material import gather
 from workers.training.network import Network
 from workers.training.objectives import Objective, TasteObjective, objective
 from workers.training.result import RESULT, Figures, Result, Status
+from workers.training.samples import Wanted
 from workers.training.standing import FILE, Standing
 
 CLIPPED_TO: Final = 1.0
@@ -87,6 +88,13 @@ class Training:
             raise TrainingError(self._other("holds a training that was begun"))
         if self._device == "cuda":
             torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        result, wanted = self._learn(examples, standing, made_of)
+        if wanted:
+            result = self._with_samples(result, wanted)
+        return result if result.status == "stopped" else self._end(result)
+
+    def _learn(self, examples: Examples, standing: Checkpoint | None, made_of: str) -> tuple[Result, list[Wanted]]:
+        """What came of it, with the adapter in its place, and of which prompts it is to be heard."""
         network = Network(self._model, self._device)
         codes = Codes(self._cache, f"{self._model.model.id}@{self._model.model.revision}")
         material = gather(self._config, examples, network, codes, lambda at, of: self._stage("reading clips", at, of))
@@ -95,22 +103,25 @@ class Training:
         try:
             goal = objective(self._config, material, network, self._stage)
         except NothingLearntError as nothing:
-            return self._end(self._result(source, "nothing_learnt", str(nothing), metrics=nothing.metrics))
+            return self._result(source, "nothing_learnt", str(nothing), metrics=nothing.metrics), []
         loop = _Loop(self._config, network, goal, made_of)
         if standing is not None:
             loop.restore(standing)
         if not self._train(loop):
-            message = f"Stopped at step {loop.step} of {self._config.steps}; the same command goes on from there."
-            return self._result(source, "stopped", message, curve=loop.curve)
+            return self._result(source, "stopped", self._stopped(loop.step), curve=loop.curve), []
         if loop.is_worthless:
-            return self._end(self._result(source, "nothing_learnt", WORTHLESS, metrics=loop.figures, curve=loop.curve))
-        network.lora = loop.best_lora
+            return self._result(source, "nothing_learnt", WORTHLESS, metrics=loop.figures, curve=loop.curve), []
         metrics = {**loop.figures, "steps": float(loop.step)}
         hears: list[dict[str, Any]] = []
         if isinstance(goal, TasteObjective):
             metrics |= goal.figures
             hears = [msgspec.structs.asdict(opinion) for opinion in goal.listener.opinions]
         said = goal.warning(loop.figures)
+        wanted = samples.choose(self._config, material, network)
+        if wanted:
+            # Whoever is stopped while the samples are made learns nothing again.
+            checkpoint.save(self._output, loop.checkpoint())
+        network.lora = loop.best_lora
         result = self._result(
             source,
             "completed",
@@ -121,7 +132,24 @@ class Training:
             warnings=[said] if said else [],
             sha256=self._put(network, goal),
         )
-        return self._end(result)
+        return result, wanted
+
+    def _with_samples(self, result: Result, wanted: Sequence[Wanted]) -> Result:
+        try:
+            return samples.add(
+                result,
+                wanted,
+                self._model,
+                self._output,
+                device=self._device,
+                on_clip=lambda at, of: self._stage("samples before and after", at, of),
+            )
+        except Stopped:
+            message = self._stopped(len(result.curve))
+            return msgspec.structs.replace(result, status="stopped", message=message, sha256=None)
+
+    def _stopped(self, step: int) -> str:
+        return f"Stopped at step {step} of {self._config.steps}; the same command goes on from there."
 
     def _train(self, loop: "_Loop") -> bool:
         """Whether it came to its end; otherwise it was stopped, and a checkpoint is kept."""
@@ -207,8 +235,11 @@ class Training:
 
     def _made_of(self, examples: Examples) -> str:
         """Of all that decides what the adapter will be."""
+        config = msgspec.to_builtins(self._config)
+        # Which the adapter is the same without.
+        del config["samples"]
         parts = {
-            "config": msgspec.to_builtins(self._config),
+            "config": config,
             "model": [self._model.model.id, self._model.model.revision],
             "data": msgspec.to_builtins([examples.pairs, examples.held_pairs, examples.clips, examples.held_clips]),
         }
@@ -244,10 +275,6 @@ class _Source(Struct, frozen=True, kw_only=True):
     examples: Examples
     left_out: list[str]
     made_of: str
-
-
-class Stopped(Exception):  # noqa: N818
-    """A stop was asked for before the first step."""
 
 
 class _Loop:
