@@ -22,11 +22,12 @@ from text2song.client import ClientError
 def text2song(
     *arguments: str, cwd: Path, sent: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`sent` is its standard input."""
+    """`sent` is its standard input. The program is that of this folder, wherever another one is installed from."""
+    root = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'infra' / 'sdk'}", **environment},
         input=sent,
         capture_output=True,
         text=True,
