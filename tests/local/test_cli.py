@@ -228,6 +228,7 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
     (active,) = [line for line in done.stdout.splitlines() if "*" in line]
     assert "text2song/wiring-noise" in active
     assert "facebook/musicgen-stereo-large" in done.stdout
+    assert done.stdout.count("best_of, melody") == 4
     assert "noise" in done.stdout
 
 
