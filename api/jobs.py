@@ -14,6 +14,7 @@ from api.http import pages, positions
 from api.http.pages import Page
 from api.http.positions import CURRENT
 from api.http.services import Injected, Services
+from api.melodies import find_melody
 from api.prompts import IdempotencyKey
 from commands import jobs as commands
 from commands.transact import Receipt, identify, load, seen
@@ -41,6 +42,7 @@ class JobParams(Struct, frozen=True, kw_only=True):
     adapter_scale: float
     continue_from: str | None
     continue_seconds: float | None
+    melody_from: str | None
     best_of: int | None
     best_of_by: Basis | None
     parameters: dict[str, bool | int | float | str]
@@ -155,6 +157,7 @@ async def rerun_job(
             changes,
             idempotency_key=idempotency_key,
             sources=partial(_source, services),
+            melodies=partial(find_melody, services),
             receivers=services.receivers.check,
             owner=services.caller.idempotency_owner,
         )
@@ -260,6 +263,7 @@ async def accept(services: Services, request: GenerationRequest, idempotency_key
             request,
             idempotency_key,
             sources=partial(_source, services),
+            melodies=partial(find_melody, services),
             receivers=services.receivers.check,
             owner=services.caller.idempotency_owner,
         )
@@ -304,6 +308,7 @@ def _body(services: Services, job: Job, said: Mapping[str, int], loaded: Set[str
     params["best_of"] = request.best_of if request.best_of > 1 else None
     params["continue_from"] = continued.sample_id if continued else None
     params["continue_seconds"] = continued.seconds if continued else None
+    params["melody_from"] = request.melody.id if request.melody else None
     computed = {
         "progress": round(100 * max(made, live.fraction if live else 0.0), 1),
         "stage": live.stage if live else _waiting(job, loaded),

@@ -12,6 +12,7 @@ from domain.generation import GenerationRequest, Rerun, submission
 from domain.idempotency import digest
 from domain.jobs import JOBS
 from domain.journal import Journal
+from domain.melodies import Melodies
 from domain.models import Registry
 from domain.ports import Reader
 from domain.prompts import PROMPTS, Prompt, PromptRequest
@@ -26,11 +27,12 @@ async def submit(
     idempotency_key: str | None,
     *,
     sources: Sources,
+    melodies: Melodies,
     receivers: Receivers,
     owner: str = LOCAL,
 ) -> Receipt:
-    """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt, an adapter or
-    the sample to continue, KeyReusedError, and ConflictError when the key's job was deleted.
+    """A retry appends what the first try left out. Raises InvalidError, NotFoundError for a prompt, an adapter, the
+    sample to continue or the melody, KeyReusedError, and ConflictError when the key's job was deleted.
     """
     job_id, request_digest = identify(journal, "job", owner, idempotency_key), digest(request)
     prompt_id = request.prompt_id or prompts.own_id(job_id)
@@ -40,6 +42,8 @@ async def submit(
     adapter = await find_adapter(views, request.adapter_id if job is None else None)
     continued = request.continue_from if job is None else None
     source = None if continued is None else await sources(continued)
+    followed = request.melody_from if job is None else None
+    melody = None if followed is None else await melodies(followed)
     receiver = request.webhook_url if job is None else None
     unreachable = [] if receiver is None else await receivers(receiver)
 
@@ -47,6 +51,8 @@ async def submit(
         _check(request, prompt)
         if continued is not None and source is None:
             raise NotFoundError("audio sample", continued)
+        if followed is not None and melody is None:
+            raise NotFoundError("audio sample or uploaded melody", followed)
         made = submission(
             request,
             job_id=job_id,
@@ -57,6 +63,7 @@ async def submit(
             adapter=adapter("/adapter_id"),
             digest=request_digest,
             source=source,
+            melody=melody,
         )
         if unreachable:
             raise InvalidError(unreachable)
@@ -77,6 +84,7 @@ async def rerun(
     changes: Rerun,
     *,
     sources: Sources,
+    melodies: Melodies,
     receivers: Receivers,
     idempotency_key: str | None,
     owner: str = LOCAL,
@@ -87,7 +95,15 @@ async def rerun(
         raise NotFoundError("job", job_id)
     request = generation.rerun(job.request, changes, registry)
     return await submit(
-        journal, views, registry, request, idempotency_key, sources=sources, receivers=receivers, owner=owner
+        journal,
+        views,
+        registry,
+        request,
+        idempotency_key,
+        sources=sources,
+        melodies=melodies,
+        receivers=receivers,
+        owner=owner,
     )
 
 

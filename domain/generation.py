@@ -7,7 +7,7 @@ from zlib import crc32
 from msgspec import UNSET, Meta, Struct, UnsetType, convert
 from msgspec.structs import asdict
 
-from domain import candidates, continuation, models, parameters, webhooks
+from domain import candidates, continuation, melodies, models, parameters, webhooks
 from domain.continuation import Source
 from domain.errors import Fault, InvalidError, plain
 from domain.events import MAX_LABEL
@@ -20,6 +20,7 @@ from domain.events.jobs import (
     Basis,
     Format,
     JobSubmitted,
+    Melody,
 )
 from domain.events.prompts import PromptAttributes
 from domain.events.webhooks import Kind
@@ -34,8 +35,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Sample i is made with `seeds[i]`, or with `seed + i`; without either, the job's id gives the seed. `duration` is in
     seconds, by default the prompt's own. `adapter_scale` says how much of the adapter is added to the model. With
     `continue_from`, each sample begins with the last `continue_seconds` of that stored one and goes on; they count
-    towards `duration`. The audio streams as `output_format` unless the listener asks for another. `webhook_url` is sent
-    a message at the job's end, or at each of `webhook_events`.
+    towards `duration`. With `melody_from`, it follows the tones of that sample, or of that uploaded clip. The audio
+    streams as `output_format` unless the listener asks for another. `webhook_url` is sent a message at the job's end,
+    or at each of `webhook_events`.
 
     With `best_of`, that many candidates are made for each sample, each with a seed of its own, and the best is kept:
     by `likelihood`, which is how much likelier the prompt makes it, or by `preference`, as the adapter's preference
@@ -70,6 +72,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     adapter_scale: float = 1.0
     continue_from: str | None = None
     continue_seconds: float | None = None
+    melody_from: str | None = None
     webhook_url: Annotated[str | None, Meta(examples=["https://example.org/hook"])] = None
     webhook_events: list[Kind] | None = None
     best_of: int | None = None
@@ -109,6 +112,7 @@ class Rerun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     adapter_scale: float | UnsetType = UNSET
     continue_from: str | UnsetType | None = UNSET
     continue_seconds: float | UnsetType | None = UNSET
+    melody_from: str | UnsetType | None = UNSET
     webhook_url: str | UnsetType | None = UNSET
     webhook_events: list[Kind] | UnsetType | None = UNSET
     best_of: int | UnsetType | None = UNSET
@@ -139,6 +143,8 @@ def rerun(job: JobSubmitted, changes: Rerun, registry: Registry) -> GenerationRe
         kept["continue_from"] = job.continuation.sample_id
         if changed.get("continue_from", kept["continue_from"]) == kept["continue_from"]:
             kept["continue_seconds"] = job.continuation.seconds
+    if job.melody is not None:
+        kept["melody_from"] = job.melody.id
     if changed.get("webhook_url", job.webhook_url) is not None:
         kept |= {"webhook_url": job.webhook_url, "webhook_events": list(job.webhook_events) or None}
     if changed.get("prompt") is not None:
@@ -165,8 +171,11 @@ def submission(
     adapter: AdapterSnapshot | None,
     digest: str | None,
     source: Source | None = None,
+    melody: Melody | None = None,
 ) -> JobSubmitted:
-    """`source` is the sample to continue. Raises InvalidError naming every value out of bounds and its bound."""
+    """`source` is the sample to continue, `melody` the clip to follow. Raises InvalidError naming every value out of
+    bounds and its bound.
+    """
     model = registry.usable(request.model_id)
     wanted = attributes.duration if request.duration is None else request.duration
     duration = model.usual_duration if wanted is None else wanted
@@ -176,6 +185,8 @@ def submission(
         *adapter_faults(adapter, model, "/adapter_id"),
         *candidates.faults(request, model, registry.models, adapter),
     ]
+    if melody is not None:
+        faults += melodies.faults(melody, model, registry.models)
     kept = None
     if source is not None:
         kept = continuation.continuation(source, request.continue_seconds, model)
@@ -198,6 +209,7 @@ def submission(
         "parameters": parameters.settled(request, model),
         "adapter": adapter,
         "continuation": kept,
+        "melody": melody,
         "request_digest": digest,
         "best_of": best_of,
         "best_of_by": candidates.basis(best_of, request.best_of_by, adapter),

@@ -122,7 +122,7 @@ def _musicgen(name: str, vram_gb: float, decoder: Decoder) -> Model:
         sample_rate=32000,
         channels=2 if name.startswith("stereo") else 1,
         vram_gb=vram_gb,
-        capabilities=capabilities("musicgen", stereo=name.startswith("stereo")),
+        capabilities=capabilities("musicgen", stereo=name.startswith("stereo"), melody="melody" in name),
         license="CC-BY-NC-4.0",
         decoder=decoder,
     )
@@ -151,8 +151,8 @@ def _diffusion(id_: str, family: str, seconds: float, vram_gb: float, license_: 
     )
 
 
-def capabilities(family: str, *, stereo: bool) -> list[str]:
-    return [*FAMILIES[family].capabilities, *(["stereo"] if stereo else [])]
+def capabilities(family: str, *, stereo: bool, melody: bool = False) -> list[str]:
+    return [*FAMILIES[family].capabilities, *(["melody"] if melody else []), *(["stereo"] if stereo else [])]
 
 
 KNOWN: Final = (
@@ -352,9 +352,9 @@ def _told(known: Model | None, id_: str, loaded: LoadedModel) -> Model:
     """A model as its workers tell of it, where this process does not know better."""
     if known is None:
         longest = loaded.max_extended_duration or loaded.max_duration
-        can = (
-            capabilities(loaded.family, stereo=loaded.channels == 2) if loaded.family in FAMILIES else ["text-to-music"]
-        )
+        can = list(loaded.capabilities) or ["text-to-music"]
+        if not loaded.capabilities and loaded.family in FAMILIES:
+            can = capabilities(loaded.family, stereo=loaded.channels == 2)
         computed = {"id": id_, "capabilities": can, "max_extended_duration": longest}
         return described(convert(asdict(loaded) | computed, Model))
     return replace(known, revision=known.revision or loaded.revision)

@@ -1,7 +1,8 @@
 """A copy of a studio's data folder, taken while the studio runs, and the way back.
 
 It holds the event log, the audio, the adapters, the datasets and the samples of trainings that the log's events speak
-of, and the secret of blind trials: without that, trials would be shuffled anew. Views and other formats are made anew.
+of, the melodies that were uploaded, and the secret of blind trials: without that, trials would be shuffled anew. Views
+and other formats are made anew.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from domain.datasets import DATASETS, Dataset
 from domain.envelope import decode
 from domain.errors import ConflictError, NotFoundError, UnavailableError
 from domain.jobs import JOBS, Job, waveform
+from domain.melodies import FOLDER as MELODIES
 from domain.ports import SECRETS, check_key
 from domain.trainings import TRAININGS, Training, sample_path
 from infra.storage.sqlite import advise, connect
@@ -72,7 +74,7 @@ def back_up(data: Path, target: Path, now: str, progress: Progress) -> Report:
             _copy_events(data / EVENTS, target / EVENTS)
             found = asyncio.run(_found(target / EVENTS))
             absent = _copy_files(found, data / OBJECTS, target / OBJECTS, progress)
-            for key in _secrets(data / OBJECTS):
+            for key in _unlogged(data / OBJECTS):
                 _link(data / OBJECTS, target / OBJECTS, key)
             # Audio that was deleted in between belongs to a job that a later copy of the events knows as deleted.
             if absent <= missing:
@@ -99,7 +101,7 @@ def restore(source: Path, data: Path, progress: Progress) -> Report:
             raise ConflictError(f"{source / EVENTS} is damaged: its SHA-256 is not that of {MARK}. Use another backup.")
         found = asyncio.run(_found(unfinished))
         faults = _restore_files(found, source / OBJECTS, data / OBJECTS, progress)
-        for key in _secrets(source / OBJECTS):
+        for key in _unlogged(source / OBJECTS):
             _link(source / OBJECTS, data / OBJECTS, key)
         # Last: a studio that is started too early must not find events without their audio.
         _put(unfinished, data / EVENTS)
@@ -233,15 +235,16 @@ def _link(source: Path, target: Path, key: str) -> bool:
     return True
 
 
-def _secrets(objects: Path) -> list[str]:
+def _unlogged(objects: Path) -> list[str]:
     """The keys of those that are there; what is being written has a name with a dot in front."""
-    found = (path for path in (objects / SECRETS).rglob("*") if path.is_file() and not path.name.startswith("."))
+    places = (objects / SECRETS, objects / MELODIES)
+    found = (path for place in places for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
     return [path.relative_to(objects).as_posix() for path in found]
 
 
 def _finish(target: Path, found: Sequence[Kept], now: str) -> None:
     wanted = {target / OBJECTS / key for kept in found for key in kept.files} | {
-        target / OBJECTS / key for key in _secrets(target / OBJECTS)
+        target / OBJECTS / key for key in _unlogged(target / OBJECTS)
     }
     for path in (target / OBJECTS).rglob("*"):
         if path.is_file() and path not in wanted:

@@ -23,6 +23,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     adapter_scale: float = 1.0
     continue_from: str | None = None
     continue_seconds: float | None = None
+    melody_from: str | None = None
     parameters: dict[str, bool | int | float | str] = field(default_factory=dict)
 
 
@@ -106,6 +107,7 @@ def _sample(job: Job, sample: Sample, row: Sequence[Sample]) -> AudioSample:
             adapter_scale=request.adapter_scale,
             continue_from=continued.sample_id if continued else None,
             continue_seconds=continued.seconds if continued else None,
+            melody_from=request.melody.id if request.melody else None,
             parameters=request.parameters,
         ),
         output_format=request.output_format,

@@ -43,6 +43,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     """`id` is unique among an engine's requests; `duration` is in seconds, with the opening.
 
     Where it `is_judged`, its clips say how likely they are, and how much they are to the adapter's taste.
+    `melody` has the strongest tone of each moment, as `chroma.tones` finds them; empty is none.
     `parameters` are those that the model's family has beside the sampling.
     """
 
@@ -53,6 +54,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     adapter: Adapter | None = None
     opening: Opening | None = None
+    melody: tuple[int, ...] = ()
     is_judged: bool = False
     parameters: Mapping[str, str | float | int | bool] = field(default_factory=dict)
     lyrics: str | None = None

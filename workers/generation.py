@@ -31,7 +31,7 @@ from workers.adapters import AdapterFiles
 from workers.claims import Claims
 from workers.engine import Adapter, Clip, EngineError, EngineRequest, Opening, Progress, Take
 from workers.mastering import master
-from workers.openings import opening
+from workers.openings import melody, opening
 from workers.purging import remove
 from workers.trade import AttemptError, BrokenError, Run
 from workers.uploads import finished
@@ -64,7 +64,9 @@ def sample_id(job_id: str, index: int) -> str:
     return str(uuid5(NAMESPACE_URL, f"sample:{job_id}:{index}"))
 
 
-def _asked(job: Job, takes: list[Take], adapter: Adapter | None, opening: Opening | None) -> EngineRequest:
+def _asked(
+    job: Job, takes: list[Take], adapter: Adapter | None, opening: Opening | None, melody: tuple[int, ...]
+) -> EngineRequest:
     request = job.request
     return EngineRequest(
         id=f"{job.id}/{job.attempt}",
@@ -74,6 +76,7 @@ def _asked(job: Job, takes: list[Take], adapter: Adapter | None, opening: Openin
         sampling=request.sampling,
         adapter=adapter,
         opening=opening,
+        melody=melody,
         is_judged=request.best_of > 1,
         parameters=request.parameters,
         lyrics=request.lyrics,
@@ -188,10 +191,11 @@ class Generation:
         reported, telling, begins = 0.0, None, None
         if request.continuation is not None:
             begins = await opening(self._objects, request.continuation, self._model)
+        followed = () if request.melody is None else await melody(self._objects, request.melody)
         try:
             async with (
                 self._adapter(request) as adapter,
-                aclosing(self._engine.generate(_asked(job, takes, adapter, begins))) as updates,
+                aclosing(self._engine.generate(_asked(job, takes, adapter, begins, followed))) as updates,
             ):
                 async for update in updates:
                     if isinstance(update, Clip):
@@ -216,6 +220,8 @@ class Generation:
         model = described(self._model)
         if request.lyrics is not None and not model.may("lyrics"):
             return f"There are lyrics, but {model.id} does not sing. Submit the job again without them."
+        if request.melody is not None and not model.may("melody"):
+            return f"There is a melody, but {model.id} follows none. Submit the job again without it."
         if unknown := sorted(request.parameters.keys() - {each.name for each in model.parameters}):
             return f"{unknown[0]} is no parameter of {model.id}. Submit the job again without it."
         return None
@@ -310,6 +316,7 @@ class Generation:
                     "sampling": request.sampling,
                     "continue_from": continued.sample_id if continued else None,
                     "continue_seconds": continued.seconds if continued else None,
+                    **({"melody_from": request.melody.id} if request.melody else {}),
                     **({"best_of": request.best_of, "likelihood": clip.likelihood} if request.best_of > 1 else {}),
                     **({"parameters": request.parameters} if request.parameters else {}),
                 }

@@ -55,7 +55,7 @@ async function changes(fields) {
   try {
     const found = await get(`/jobs/${encodeURIComponent(fields.from)}`);
     const { duration, guidance_scale, temperature, top_k, parameters } = found.generation_params;
-    return { prompt: found.prompt, model_id: found.model_id, adapter_id: found.adapter_id ?? "", duration, guidance_scale, temperature, top_k, parameters, lyrics: found.lyrics ?? "", num_samples: found.generation_params.num_samples, seed: fields.seed ?? "", collection: found.collection ?? "", continue_from: fields.continue ?? "" };
+    return { prompt: found.prompt, model_id: found.model_id, adapter_id: found.adapter_id ?? "", duration, guidance_scale, temperature, top_k, parameters, lyrics: found.lyrics ?? "", melody_from: found.generation_params.melody_from ?? "", num_samples: found.generation_params.num_samples, seed: fields.seed ?? "", collection: found.collection ?? "", continue_from: fields.continue ?? "" };
   } catch (error) {
     note(error.message, "error");
     return {};

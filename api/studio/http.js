@@ -18,11 +18,12 @@ export async function request(method, path, { body, headers = {}, signal } = {})
   const key = sessionStorage.getItem("key");
   if (key) sent["X-API-Key"] = key;
   if (position) sent["If-Event-Position"] = position;
-  if (body !== undefined) sent["Content-Type"] = "application/json";
+  const isForm = body instanceof FormData;
+  if (body !== undefined && !isForm) sent["Content-Type"] = "application/json";
   let answer;
   for (let tries = 0; ; tries++) {
     try {
-      answer = await fetch(path, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal });
+      answer = await fetch(path, { method, headers: sent, body: body === undefined || isForm ? body : JSON.stringify(body), signal });
     } catch (error) {
       if (signal?.aborted || tries >= 20 || (method === "POST" && !sent["Idempotency-Key"])) throw signal?.aborted ? error : new Error("The studio does not answer. It may be starting again; try once more.");
       await new Promise((done) => setTimeout(done, 500));

@@ -19,6 +19,7 @@ from domain.events.jobs import (
     JobPurged,
     JobStarted,
     JobSubmitted,
+    Melody,
     SampleGenerated,
 )
 from domain.jobs import Job, folder
@@ -51,6 +52,7 @@ SUBMITTED: Final = JobSubmitted(
     continuation=Continuation(
         sample_id="sample-0", seconds=1.0, storage_path="samples/job-0/1/0.flac", sha256=f"{0:064}"
     ),
+    melody=Melody(id="melody-1", storage_path="melodies/melody-1/melody.flac", sha256=f"{1:064}"),
 )
 FAILED: Final = JobFailed(job_id="job-1", attempt=1, error="no such key")
 REQUEUED: Final = JobAttemptFailed(job_id="job-1", attempt=1, error="out of memory", retry_at=LATER)

@@ -64,6 +64,7 @@ AdapterFolder: TypeAlias = Annotated[str, Meta(pattern=f"^adapters(/{NAME})+{END
 Score: TypeAlias = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
 
 SamplePath: TypeAlias = Annotated[str, Meta(pattern=rf"^samples(/{NAME})+\.flac{END}", max_length=1_000)]
+MelodyPath: TypeAlias = Annotated[str, Meta(pattern=rf"^(samples|melodies)(/{NAME})+\.flac{END}", max_length=1_000)]
 
 
 class AdapterSnapshot(Struct, frozen=True, kw_only=True):
@@ -95,6 +96,16 @@ class Continuation(Struct, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class Melody(Struct, frozen=True, kw_only=True):
+    """What the new samples follow the tones of, as it was when the job was accepted: a stored sample or an uploaded
+    clip, by its id. `sha256` is of the FLAC at `storage_path`.
+    """
+
+    id: Identifier
+    storage_path: MelodyPath
+    sha256: Sha256
+
+
 class JobEvent(Event, frozen=True, kw_only=True):
     topic = TOPIC.name
     job_id: Identifier
@@ -116,6 +127,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     `warnings` say what the model does not read of it.
     `adapter_scale` says how much of the adapter is added to the model: 1 is as it was trained.
     `continuation` names the sample that the new ones continue; `duration` is with what they begin with.
+    `melody` names the clip whose tones the new samples follow; they begin with it, and it begins anew where it ends.
     `webhook_url` is told of the events named, by default of those that end the job.
     `request_digest` is the SHA-256 of the request, so that an idempotency key sent with another body is noticed.
     `parameters` are all that the model takes besides, by name; `lyrics` are what it is to sing, with tags such as
@@ -150,6 +162,7 @@ class JobSubmitted(JobEvent, frozen=True, kw_only=True, tag="JobSubmitted"):
     best_of_by: Basis | None = None
     parameters: Parameters = field(default_factory=dict)
     lyrics: Lyrics | None = None
+    melody: Melody | None = None
 
 
 class JobStarted(JobEvent, frozen=True, kw_only=True, tag="JobStarted"):

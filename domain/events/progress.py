@@ -46,7 +46,10 @@ class TrainingProgressed(Event, frozen=True, kw_only=True, tag="TrainingProgress
 
 
 class LoadedModel(Struct, frozen=True, kw_only=True):
-    """The limits of a worker's model, for API processes that do not have its files. Durations are in seconds."""
+    """The limits of a worker's model, for API processes that do not have its files. Durations are in seconds.
+
+    `capabilities` are what it can do, as GET /models names them; where it says none, they are those of its family.
+    """
 
     family: Label
     max_duration: Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
@@ -56,6 +59,7 @@ class LoadedModel(Struct, frozen=True, kw_only=True):
     license: Label
     revision: Label | None = None
     max_extended_duration: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
+    capabilities: Annotated[tuple[Label, ...], Meta(max_length=50)] = ()
 
 
 class WorkerAlive(Event, frozen=True, kw_only=True, tag="WorkerAlive"):

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from infra.cli.downloads import Downloads
+from infra.cli.uploads import with_melody
 from text2song.client import AsyncStudio, ClientError, UnreachableError
 
 FOLLOWED: Final = 8  # jobs at once; a studio makes them in about the order they were submitted in
@@ -58,6 +59,7 @@ async def make_all(console: Console, url: str, lines: Sequence[Line], request: d
         studio = await client.index()
         if studio.notice:
             console.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
+        request = await with_melody(client, request)
         with Progress(*columns, console=console, transient=True) as bar:
             batch = Batch(client, downloads, bar, len(lines))
             await batch.make(lines, request)

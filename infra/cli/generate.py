@@ -15,10 +15,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from infra.cli import batch
 from infra.cli.console import Folder, console, or_exit, run
 from infra.cli.downloads import Downloads
+from infra.cli.uploads import with_melody
 from text2song.client import AsyncStudio, ClientError, JobUpdate
 
 NAME_LENGTH: Final = 255  # of a file, in most file systems
-OPTIONAL: Final = ("duration", "seed", "continue_from", "continue_seconds", "best_of", "best_of_by", "model_id")
+OPTIONAL: Final = (
+    *("duration", "seed", "continue_from", "continue_seconds", "melody_from", "best_of", "best_of_by", "model_id"),
+)
 
 
 @click.command("generate")
@@ -52,6 +55,12 @@ OPTIONAL: Final = ("duration", "seed", "continue_from", "continue_seconds", "bes
     type=float,
     help="How many seconds of that end to begin with; they count towards the duration.  [default: two fifths of the "
     "model's window]",
+)
+@click.option(
+    "--melody",
+    "melody_from",
+    metavar="FILE|ID",
+    help="Follow the tones of this clip: an audio file, which is uploaded, or the id of a sample or a melody.",
 )
 @click.option("--model", "model_id", help="The model to make it with.  [default: the studio's active one]")
 @click.option(
@@ -139,7 +148,7 @@ async def make_music(console: Console, url: str, request: dict[str, Any], folder
         studio = await client.index()
         if studio.notice:
             console.print(f"[yellow]{escape(studio.notice)}[/yellow]", soft_wrap=True)
-        receipt = await client.submit(request, str(uuid4()))
+        receipt = await client.submit(await with_melody(client, request), str(uuid4()))
         job_id = receipt.job_id
         console.print(f"Prompt: {request['prompt']}", markup=False, highlight=False, soft_wrap=True)
         for warning in receipt.warnings:

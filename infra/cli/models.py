@@ -35,7 +35,7 @@ def list_models() -> None:
             f"up to {model.max_extended_duration:g} s"
             f"{f', in windows of {model.max_duration:g} s' if is_windowed else ''}, "
             f"{model.sample_rate / 1000:g} kHz {'stereo' if model.channels == 2 else 'mono'}, "
-            f"{model.vram_gb:g} GB of GPU memory, {model.license}"
+            f"{model.vram_gb:g} GB of GPU memory, {model.license}; {', '.join(model.capabilities)}"
         )
         console.print(f"{'*' if model.is_active else ' '} [bold]{escape(model.id)}[/bold]", soft_wrap=True)
         console.print(f"    [dim]{escape(told)}[/dim]", soft_wrap=True)

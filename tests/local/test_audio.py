@@ -54,6 +54,7 @@ def test_scenario_get_audio_metadata(sample: dict[str, Any]) -> None:
         "guidance_scale": 3.0,
         "adapter_scale": 1.0,
         "continue_from": None,
+        "melody_from": None,
         "continue_seconds": None,
         "parameters": {},
     }

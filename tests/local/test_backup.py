@@ -56,12 +56,14 @@ async def made(parts: Parts) -> Parts:
 
 async def test_a_studio_comes_back_as_it_was(made: Parts, tmp_path: Path) -> None:
     before = await digests(made.store)
+    melody = (await made.objects.put("melodies/melody-1/melody.flac", b"a tune")).key
     saved = await asyncio.to_thread(back_up, tmp_path, tmp_path / "backup")
     assert saved == Report(made_at=NOW, samples=2, faults=[])
     audio = {f"objects/{name}" for name in files(tmp_path / "objects") if "/done/" in name}
     assert len(audio) == 4
-    assert files(tmp_path / "backup").keys() == {"events.db", "backup.json", *audio}
+    assert files(tmp_path / "backup").keys() == {"events.db", "backup.json", f"objects/{melody}", *audio}
     assert await asyncio.to_thread(restore, tmp_path / "backup", tmp_path / "restored") == saved
+    assert (tmp_path / "restored" / "objects" / melody).read_bytes() == b"a tune"
     async with open_parts(tmp_path / "restored") as restored:
         assert await digests(restored.store) == before
         for sample_id in (await restored.http.get("/jobs/done")).json()["sample_ids"]:

@@ -22,11 +22,12 @@ from text2song.client import ClientError
 def text2song(
     *arguments: str, cwd: Path, sent: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`sent` is its standard input."""
+    """`sent` is its standard input. The program is that of this folder, wherever another one is installed from."""
+    root = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'infra' / 'sdk'}", **environment},
         input=sent,
         capture_output=True,
         text=True,
@@ -227,6 +228,7 @@ def test_models_list_shows_whole_names_and_marks_the_active_one(tmp_path: Path) 
     (active,) = [line for line in done.stdout.splitlines() if "*" in line]
     assert "text2song/wiring-noise" in active
     assert "facebook/musicgen-stereo-large" in done.stdout
+    assert done.stdout.count("best_of, melody") == 4
     assert "noise" in done.stdout
 
 

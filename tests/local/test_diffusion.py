@@ -162,6 +162,7 @@ def test_what_the_model_cannot_do_is_refused_at_once(engine: DiffusionEngine) ->
         ({"duration": 4.0}, "The duration is 4 s; .* makes clips of up to 3 s"),
         ({"adapter": Adapter(sha256="a", folder="a")}, "Adapters are for MusicGen"),
         ({"opening": opening}, "cannot continue other audio"),
+        ({"melody": (0, 4, 7)}, "follows no melody"),
         ({"is_judged": True}, "picks no best of several"),
         ({"lyrics": "la la"}, "sings no lyrics"),
         ({"parameters": {"alpha": 0.5}}, "`alpha`.* Its parameters are num_inference_steps, negative_prompt."),

@@ -1,4 +1,4 @@
-"""MusicGen's melody variants, whose decoder reads text and melody before the codes; here they are given text alone."""
+"""MusicGen's melody variants, whose decoder reads text and melody before the codes."""
 
 import math
 from pathlib import Path
@@ -7,13 +7,15 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from msgspec.structs import replace
 from peft import LoraConfig, get_peft_model
 from transformers import MusicgenMelodyConfig, MusicgenMelodyDecoderConfig, MusicgenMelodyForConditionalGeneration
 
 from domain.events.jobs import Sampling
 from domain.models import NOISE
-from workers.engine import Adapter, Clip, EngineRequest, Failure, Opening, Take
+from workers import chroma
+from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Opening, Take
 from workers.engines import noise
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.engine import MusicgenEngine
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU: Final = torch.device("cpu")
 PROMPTS: Final = ("slow dub techno with a warm bass", "a piano", "brass")
 GREEDY: Final = Sampling(temperature=0.0)
+SCALE: Final = (0, 2, 4, 5, 7, 9, 11, 0, 0, 11, 9, 7, 5, 4, 2)
 
 
 def melody(channels: int = 1, chroma: int = 70) -> tuple[Any, Any]:
@@ -54,6 +57,7 @@ def melody(channels: int = 1, chroma: int = 70) -> tuple[Any, Any]:
         network.audio_encoder.load_state_dict(plain.audio_encoder.state_dict())
         for head in network.decoder.lm_heads:
             head.weight.mul_(20)
+        network.audio_enc_to_dec_proj.weight.mul_(20)
     network.generation_config.update(
         pad_token_id=noise.CODES, bos_token_id=noise.CODES, decoder_start_token_id=noise.CODES
     )
@@ -80,7 +84,9 @@ def sing(engine: MusicgenEngine, *requests: EngineRequest) -> dict[tuple[str, in
 
 def generated(network: Any, tokenizer: Any, request: EngineRequest, codes: Any = None) -> Any:
     frames = math.ceil(request.duration * 50)
-    options = {} if codes is None else {"decoder_input_ids": codes}
+    options: dict[str, Any] = {} if codes is None else {"decoder_input_ids": codes}
+    if request.melody:
+        options["input_features"] = F.one_hot(torch.tensor([request.melody]), chroma.TONES).float()
     with torch.inference_mode():
         audio = network.generate(
             **tokenizer(request.prompt, return_tensors="pt"),
@@ -96,15 +102,45 @@ def generated(network: Any, tokenizer: Any, request: EngineRequest, codes: Any =
 def test_greedy_takes_of_mixed_lengths_and_guidance_are_those_of_generate(channels: int) -> None:
     network, tokenizer = melody(channels)
     model = replace(NOISE, channels=channels)
+    told: tuple[tuple[float, float, tuple[int, ...]], ...] = (
+        *((1.0, 3.0, ()), (0.5, 1.0, ()), (1.4, 2.0, ())),
+        *((1.0, 3.0, SCALE), (0.7, 1.0, SCALE[:5]), (0.6, 2.0, SCALE * 6)),
+    )
     requests = [
-        asked(f"{number}", duration=duration, sampling=replace(GREEDY, guidance_scale=guidance))
-        for number, (duration, guidance) in enumerate([(1.0, 3.0), (0.5, 1.0), (1.4, 2.0)])
+        asked(f"{number}", duration=duration, sampling=replace(GREEDY, guidance_scale=guidance), melody=tones)
+        for number, (duration, guidance, tones) in enumerate(told)
     ]
-    made = sing(MusicgenEngine(network, tokenizer, model, CPU, 2), *requests)
+    made = sing(MusicgenEngine(network, tokenizer, model, CPU, 3), *requests)
     for request in requests:
         pcm, expected = made[request.id, 0], generated(network, tokenizer, request)
         assert np.abs(pcm - expected[:, : pcm.shape[1]]).max() < 1e-5
-    assert len({pcm.tobytes() for pcm in made.values()}) == 3
+    assert len({pcm.tobytes() for pcm in made.values()}) == 6
+
+
+def test_a_melody_changes_what_is_made_and_each_window_hears_its_own_part_of_it() -> None:
+    network, tokenizer = melody()
+    engine = MusicgenEngine(network, tokenizer, replace(NOISE, max_duration=2.0), CPU, 2)
+    low, high = (0,) * 70, (7,) * 70
+    plain, sung, other = (
+        sing(engine, asked("a", duration=3.6, melody=tones))["a", 0] for tones in (low, high, (*high[:10], *low[:60]))
+    )
+    # No melody is that of the first tone, but for the null half, which both have.
+    assert np.array_equal(plain, sing(engine, asked("a", duration=3.6))["a", 0])
+    assert np.abs(plain - sung).max() > 0.01
+    assert np.abs(sung - other).max() > 0.01
+    # Of a second window, which begins at 1.2 s, the melody goes on where it is then: at its tenth moment.
+    texts, text = engine._texts, engine._texts.encoded("x")
+    whole, later = texts.lead(text, SCALE * 3, 0.0), texts.lead(text, SCALE * 3, 1.2)
+    assert whole is not None
+    assert later is not None
+    assert torch.equal(later[0, :60], whole[0, 9:69])
+    assert torch.equal(later[1], whole[1])
+
+
+def test_a_model_that_follows_no_melody_says_so() -> None:
+    engine = MusicgenEngine(*noise.build(), NOISE, CPU, 1)
+    with pytest.raises(EngineError, match="wiring-noise follows no melody"):
+        engine.admit(asked("a", melody=SCALE))
 
 
 def test_a_seed_gives_the_same_audio_alone_and_in_company() -> None:
@@ -116,7 +152,8 @@ def test_a_seed_gives_the_same_audio_alone_and_in_company() -> None:
         asked("a", 1, 2, sampling=Sampling()),
         asked("b", 3, duration=0.6, sampling=Sampling(guidance_scale=1.0)),
         asked("c", 4, duration=3.3, sampling=Sampling()),
-        asked("d", 5, duration=1.5, sampling=Sampling(), opening=opening),
+        asked("d", 5, duration=1.5, sampling=Sampling(), opening=opening, melody=SCALE),
+        asked("e", 6, 7, duration=2.9, sampling=Sampling(), melody=SCALE * 9),
     ]
     together = sing(engine, *requests)
     for request in requests:

@@ -6,6 +6,7 @@ sends over 10,000 requests in each mode; with PATHS, a regular expression, to th
 out, as it never ends; of other streams the fuzzer reads the first events.
 """
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
@@ -68,7 +71,11 @@ class Fuzzed:
         self._post(f"/datasets/{dataset_id}/export", {"format": "supervised"})
         eventually_sync(lambda: self._get(f"/ab-tests/{test_id}")["status"] == "ready")
         trial_id = self._get(f"/ab-tests/{test_id}/next?voter=ann")["trial_id"]
+        sound = io.BytesIO()
+        soundfile.write(sound, np.zeros(8000), 8000, format="WAV")
+        melody = self.studio.http.post("/melodies", files={"file": sound.getvalue()}).raise_for_status().json()
         return {
+            "melody_id": melody["id"],
             "job_id": job_id,
             "track_id": job_id,
             "audio_id": job_id,

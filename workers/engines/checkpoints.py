@@ -14,14 +14,15 @@ from msgspec.structs import replace
 
 from domain import models
 from domain.models import KNOWN, LONGEST, MIN_DURATION, NANO, NOISE, Model
+from workers.chroma import TONES
 from workers.engine import EngineError
 from workers.engines import pipelines
 from workers.engines.weight_files import brief, weights
 
 LONGEST_WINDOW: Final = 30.0
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
-# A melody model is given text alone.
-KINDS: Final = frozenset({"musicgen", "musicgen_melody"})
+MELODY: Final = "musicgen_melody"
+KINDS: Final = frozenset({"musicgen", MELODY})
 DESCRIPTION: Final = ("*.json", "*.model", "*.txt")
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -55,9 +56,16 @@ class Decoder(Struct):
 
 
 class Config(Struct):
+    """`num_chroma` is how many tones a melody model hears."""
+
     model_type: str = "nothing"
+    num_chroma: Count = TONES
     audio_encoder: Codec = msgspec.field(default_factory=Codec)
     decoder: Decoder = msgspec.field(default_factory=Decoder)
+
+    @property
+    def is_melody(self) -> bool:
+        return self.model_type == MELODY and self.num_chroma == TONES
 
     @property
     def max_duration(self) -> float:
@@ -142,7 +150,9 @@ def _read(name: str, folder: Path, model_id: str, way_out: str) -> Checkpoint:
         sample_rate=config.audio_encoder.sampling_rate,
         channels=config.decoder.audio_channels,
         vram_gb=known.vram_gb if known else round(1 + 1.3 * gigabytes, 1),
-        capabilities=models.capabilities("musicgen", stereo=config.decoder.audio_channels == 2),
+        capabilities=models.capabilities(
+            "musicgen", stereo=config.decoder.audio_channels == 2, melody=config.is_melody
+        ),
         license=known.license if known else "unknown",
         decoder=models.Decoder(
             layers=config.decoder.num_hidden_layers,

@@ -43,6 +43,17 @@ class Job(Struct, frozen=True, kw_only=True):
         return self.status in {"completed", "failed", "cancelled"}
 
 
+class Melody(Struct, frozen=True, kw_only=True):
+    """An uploaded clip for new music to follow the tones of."""
+
+    id: str
+    duration_seconds: float
+    sample_rate: int
+    size: int
+    sha256: str
+    created_at: str
+
+
 class AdapterName(Struct, frozen=True, kw_only=True):
     name: str
     version: str

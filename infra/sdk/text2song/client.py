@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from anyio.from_thread import start_blocking_portal
 
-from text2song.bodies import Comparison, Feedback, Job, Sample, Verdict
+from text2song.bodies import Comparison, Feedback, Job, Melody, Sample, Verdict
 from text2song.connection import (
     ClientError,
     Connection,
@@ -30,6 +30,7 @@ __all__ = [
     "Feedback",
     "Job",
     "JobUpdate",
+    "Melody",
     "RefusedError",
     "Sample",
     "Studio",
@@ -73,6 +74,17 @@ class AsyncStudio(Connection):
     async def delete(self, job_id: str) -> None:
         """With its samples and all feedback on them."""
         await self.send("DELETE", f"/jobs/{_part(job_id)}")
+
+    async def upload_melody(self, path: Path) -> Melody:
+        """Stores a clip; its id is for `melody_from` of `generate`. Raises ClientError for what cannot be read."""
+        try:
+            with path.open("rb") as file:
+                return await self.upload("/melodies", {}, {"file": file}, Melody)
+        except OSError as error:
+            raise ClientError(f"{path} cannot be read: {error.strerror}.") from None
+
+    async def erase_melody(self, melody_id: str) -> None:
+        await self.send("DELETE", f"/melodies/{_part(melody_id)}")
 
     async def sample(self, sample_id: str) -> Sample:
         return await self.fetch(f"/audio/{_part(sample_id)}", Sample)
@@ -151,6 +163,12 @@ class Studio:
 
     def delete(self, job_id: str) -> None:
         self._run(lambda: self._studio.delete(job_id))
+
+    def upload_melody(self, path: Path | str) -> Melody:
+        return self._run(lambda: self._studio.upload_melody(Path(path)))
+
+    def erase_melody(self, melody_id: str) -> None:
+        self._run(lambda: self._studio.erase_melody(melody_id))
 
     def sample(self, sample_id: str) -> Sample:
         return self._run(lambda: self._studio.sample(sample_id))

@@ -107,6 +107,8 @@ class DiffusionEngine:
             raise EngineError(f"Adapters are for MusicGen; {model.id} takes none. Ask for the music without it.")
         if request.opening is not None:
             raise EngineError(f"{model.id} cannot continue other audio. Ask for a clip from its beginning.")
+        if request.melody:
+            raise EngineError(f"{model.id} follows no melody. Ask one of MusicGen's melody models.")
         if request.is_judged:
             raise EngineError(f"{model.id} cannot tell how likely a clip is, so that it picks no best of several.")
         if request.lyrics and "lyrics" not in model.capabilities:

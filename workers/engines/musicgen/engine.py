@@ -43,7 +43,7 @@ class MusicgenEngine:
         self, network: Any, tokenizer: Any, model: Model, device: torch.device, rows: int | None = None
     ) -> None:
         """`network` is a MusicgenForConditionalGeneration in fp32, or a MusicgenMelodyForConditionalGeneration, which
-        makes music from text alone; `tokenizer` is the one of its text encoder.
+        follows melodies too; `tokenizer` is the one of its text encoder.
 
         `rows` is the most takes at once, None as many as memory and device are good for.
         """
@@ -57,6 +57,7 @@ class MusicgenEngine:
         self.network = network.eval().to(device)
         self._window = window_frames(model.max_duration, network.audio_encoder.config, network.decoder.config)
         self._texts = Texts(network, tokenizer)
+        self._frame_rate = network.audio_encoder.config.sampling_rate / network.audio_encoder.config.hop_length
         lead = self._texts.longest_lead
         self._rows = rows or _rows(Decoder.row_bytes(network.decoder, self._window, lead), device)
         self._decoder = Decoder(network.decoder, self._rows, self._window, lead)
@@ -98,6 +99,8 @@ class MusicgenEngine:
             )
         if request.opening is not None:
             check(request.opening, request.duration, self.network)
+        if request.melody and not self._texts.is_melody:
+            raise EngineError(f"{self.model.id} follows no melody. Ask one of MusicGen's melody models.")
         try:
             active = activate(request, self.network, self._window, self._device)
         except Exception as error:
@@ -173,6 +176,7 @@ class MusicgenEngine:
                 yield
             active.opening = torch.cat(parts, dim=1)
         take.row = take.next_row(text, columns)
+        take.row.lead = self._texts.lead(text, active.request.melody, take.row.offset / self._frame_rate)
         yield from self._decoder.join(take.row)
 
     def _decode(self) -> None:

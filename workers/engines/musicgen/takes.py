@@ -94,7 +94,6 @@ class ActiveTake(Struct, eq=False):
         start = self.made - given
         self.row = Row(
             text=text.states,
-            lead=text.lead,
             frames=min(self.window, self.frames - start),
             sampling=request.sampling,
             seed=self.take.seed,
