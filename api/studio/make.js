@@ -62,7 +62,11 @@ export async function make(main, changes = {}) {
     latest.reverse().filter((job) => !heard.has(job.id)).forEach(show);
     blank();
   };
-  form.addEventListener("made", (event) => get(`/jobs/${event.detail}`).then((job) => heard.has(job.id) || show(job), (error) => note(error.message, "error")));
+  form.addEventListener("made", (event) => get(`/jobs/${event.detail}`).then((job) => {
+    if (!heard.has(job.id)) show(job);
+    // Where the queue is below the form, nobody would see that something happens.
+    if (innerWidth <= 860) shown.get(job.id)?.scrollIntoView({ block: "center" });
+  }, (error) => note(error.message, "error")));
   // Listening begins before the read: what happens in between would be in neither.
   const stop = listen((name, body) => {
     if (name === "connected") load();
