@@ -185,6 +185,7 @@ async def list_jobs(
     brief_id: FromQuery[str | None] = None,
     collection: FromQuery[str | None] = None,
     user_id: FromQuery[str | None] = None,
+    has_feedback: FromQuery[bool | None] = None,
     limit: FromQuery[int] = 50,
     offset: FromQuery[int] = 0,
     cursor: FromQuery[str | None] = None,
@@ -210,6 +211,9 @@ async def list_jobs(
         start=pages.moment("start_date", start_date),
         end=pages.moment("end_date", end_date, end=True),
     )
+    if has_feedback is not None:
+        judged = await figures.judged(services.views)
+        query = replace(query, ids=judged) if has_feedback else replace(query, without=judged)
     return await pages.page_of(
         services.views, JOBS, query, partial(bodies, services), total=partial(_total, services, query)
     )
@@ -378,7 +382,8 @@ def _accepted(job: Job | None, receipt: Receipt) -> Job | None:
 
 async def _total(services: Services, query: Query) -> int:
     """From the counters where they can tell: counting a long history at every page would not scale."""
-    is_counted = query.start is None and query.end is None and not query.equal.keys() - {"status"}
+    is_bounded = query.start or query.end or query.ids is not None or query.without
+    is_counted = not is_bounded and not query.equal.keys() - {"status"}
     if services.caller.is_restricted or not is_counted:
         return await services.views.count(JOBS, query)
     counts = (await statistics(services.views, datetime.fromisoformat(services.journal.now()))).counts

@@ -182,7 +182,8 @@ class Query(Struct, frozen=True, kw_only=True):
     """`start` and `end` bound `created_at`, both inclusive; `after` is the `(created_at, id)` of the last item seen.
 
     `among` asks for any of a few values of a filter, one that `equal` does not name and that has not several values;
-    alone it is as fast as `equal`.
+    alone it is as fast as `equal`. `ids`, where given, are the only documents that may be found, and those of
+    `without` are not.
     `hidden` True asks for the hidden documents instead of the others.
     """
 
@@ -191,6 +192,8 @@ class Query(Struct, frozen=True, kw_only=True):
     start: str | None = None
     end: str | None = None
     hidden: bool = False
+    ids: Sequence[str] | None = None
+    without: Sequence[str] = ()
     after: tuple[str, str] | None = None
     offset: int = 0
     limit: int = 50

@@ -61,6 +61,16 @@ async def of_jobs(views: Reader, jobs: Sequence[Job], partitions: Mapping[str, i
     return [_sum(found[id_] for id_ in each if id_ in found) for each in ids]
 
 
+async def judged(views: Reader) -> list[str]:
+    """The ids of the jobs that have feedback. Raises InvalidError where they are too many to look among."""
+    # Groups are listed by how much there is of each: one that is but the other side of comparisons has none.
+    found = await views.find(STATS, Query(equal={"dimension": "job"}, start=f"{1:012}", limit=MAX_READ + 1))
+    if len(found) > MAX_READ:
+        detail = f"Over {MAX_READ:,} jobs have feedback, which are too many to look among. GET /feedback lists it."
+        raise InvalidError([Fault("/has_feedback", detail)])
+    return list(dict.fromkeys(stats.key for stats in found if stats.key is not None))
+
+
 def mean(counts: Mapping[str, int]) -> float | None:
     """Of the ratings."""
     rated = {step: counts.get(f"{step:g}", 0) for step in STEPS}

@@ -23,6 +23,9 @@ def scratch(folder: Path | None) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        # A wait that took too long is an OSError too, without a number, and not the disk's fault.
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise
         raise _unavailable(folder, error) from error
     except sqlite3.OperationalError as error:
         # The low byte is the kind of error, the rest its variety.

@@ -110,24 +110,33 @@ class Renditions:
         if stored is None:
             raise NotFoundError("audio file", sample.storage_path)
         if stored.etag not in self._checked:
-            await self._bytes(sample)
+            await self._check(sample)
             self._checked[stored.etag] = None
             if len(self._checked) > CHECKED:
                 del self._checked[next(iter(self._checked))]
         return AudioFile(stored.size, sample.sha256, partial(self.objects.read, stored.key))
 
     async def _bytes(self, sample: AudioSample) -> bytes:
+        chunks: list[bytes] = []
+        await self._check(sample, chunks.append)
+        return b"".join(chunks)
+
+    async def _check(self, sample: AudioSample, keep: Callable[[bytes], None] = lambda _: None) -> None:
+        """Without a long file in memory, unless somebody keeps its chunks."""
+        size, digest = 0, sha256()
         try:
-            flac = b"".join([chunk async for chunk in self.objects.read(sample.storage_path)])
+            async for chunk in self.objects.read(sample.storage_path):
+                size += len(chunk)
+                digest.update(chunk)
+                keep(chunk)
         except NotFoundError:
             raise NotFoundError("audio file", sample.storage_path) from None
-        if (len(flac), sha256(flac).hexdigest()) != (sample.size, sample.sha256):
+        if (size, digest.hexdigest()) != (sample.size, sample.sha256):
             raise DamagedError(
-                f"The audio file {sample.storage_path!r} is damaged: it has {len(flac):,} bytes, and {sample.size:,} "
+                f"The audio file {sample.storage_path!r} is damaged: it has {size:,} bytes, and {sample.size:,} "
                 f"with the SHA-256 {sample.sha256} were stored. Put a sound copy in its place, or make the sample "
                 f"again with seed {sample.generation_params.seed}."
             )
-        return flac
 
 
 class _Kept:

@@ -54,8 +54,8 @@ async function changes(fields) {
   if (!fields.from) return {};
   try {
     const found = await get(`/jobs/${encodeURIComponent(fields.from)}`);
-    const { duration, guidance_scale, temperature, top_k, parameters } = found.generation_params;
-    return { prompt: found.prompt, model_id: found.model_id, adapter_id: found.adapter_id ?? "", duration, guidance_scale, temperature, top_k, parameters, lyrics: found.lyrics ?? "", melody_from: found.generation_params.melody_from ?? "", num_samples: found.generation_params.num_samples, seed: fields.seed ?? "", collection: found.collection ?? "", continue_from: fields.continue ?? "" };
+    const { duration, guidance_scale, temperature, top_k, best_of, parameters } = found.generation_params;
+    return { prompt: found.prompt, model_id: found.model_id, adapter_id: found.adapter_id ?? "", duration, guidance_scale, temperature, top_k, best_of: best_of ?? "", parameters, lyrics: found.lyrics ?? "", melody_from: found.generation_params.melody_from ?? "", num_samples: found.generation_params.num_samples, seed: fields.seed ?? "", collection: found.collection ?? "", continue_from: fields.continue ?? "" };
   } catch (error) {
     note(error.message, "error");
     return {};

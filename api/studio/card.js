@@ -62,7 +62,7 @@ export function card(first, { remove } = {}) {
     job = now;
     node.className = `card ${job.status}`;
     const made = job.generation_params;
-    facts.textContent = `${seconds(made.duration ?? 0)} · ${made.num_samples} ${made.num_samples === 1 ? "sample" : "samples"}${job.adapter_id ? " · with an adapter" : ""}${job.ab_test_id ? " · of a blind test" : ""} · ${when(job.created_at)}${job.feedback.count > 0 ? ` · rated ${job.feedback.mean_rating?.toFixed(1) ?? ""} (${job.feedback.count})` : ""}`;
+    facts.textContent = `${seconds(made.duration ?? 0)} · ${made.num_samples} ${made.num_samples === 1 ? "sample" : "samples"}${made.best_of ? `${made.num_samples === 1 ? "," : ", each"} the best of ${made.best_of}` : ""}${job.adapter_id ? " · with an adapter" : ""}${job.ab_test_id ? " · of a blind test" : ""} · ${when(job.created_at)}${job.feedback.count > 0 ? ` · rated ${job.feedback.mean_rating?.toFixed(1) ?? ""} (${job.feedback.count})` : ""}`;
     say(job);
     const ids = job.sample_ids.join();
     if (rows.dataset.ids !== ids) {
@@ -74,7 +74,7 @@ export function card(first, { remove } = {}) {
     const kind = isOpen(job) ? "open" : job.status === "completed" ? "" : "ended";
     if (kind !== drawn) {
       drawn = kind;
-      fill(buttons, kind === "open" ? el("button", { type: "button", className: "quiet", onclick: act(() => send("DELETE", `/generate/${job.id}`)) }, "Stop")
+      fill(buttons, kind === "open" ? el("button", { type: "button", onclick: act(() => send("DELETE", `/generate/${job.id}`)) }, "Stop")
         : kind === "ended" && [el("button", { type: "button", className: "quiet", onclick: act(async () => { await send("DELETE", `/jobs/${job.id}`); remove?.(); }) }, "Remove"), el("a", { className: "button quiet", href: `#/?from=${job.id}` }, "Change and try again")]);
     }
     buttons.hidden = !kind;

@@ -4,14 +4,13 @@ import { choice, confirm, el, fill, note, seconds, when } from "./dom.js";
 import { listen } from "./events.js";
 import { get, query, save, send } from "./http.js";
 import { LETTERS, row, WORDS } from "./card.js";
-import { Pages, Rated } from "./pages.js";
+import { Pages } from "./pages.js";
 
 const ROW = 76; // pixels, as in the style sheet
 const IN_ONE_ARCHIVE = 50;
 
 export async function gallery(main, fields) {
   const models = (await get("/models")).items;
-  const { feedback, ...asked } = fields;
   const set = (name, value) => { location.hash = `#/gallery${query({ ...fields, [name]: value })}`; };
   const input = (name, label, props = {}) => el("label", {}, label, el("input", { value: fields[name] ?? "", onchange: (event) => set(name, event.target.value.trim()), ...props }));
   const total = el("p", { className: "facts", role: "status" });
@@ -19,25 +18,23 @@ export async function gallery(main, fields) {
   const filters = el("details", { className: "filters", open: innerWidth > 860 || filtered > 0 }, el("summary", {}, "Filters"),
     el("form", { "aria-label": "Filters", onsubmit: (event) => event.preventDefault() },
       el("label", {}, "Status", choice([["", "any"], ...["completed", "processing", "queued", "failed", "cancelled"].map((each) => [each, WORDS[each]])], fields.status, { onchange: (event) => set("status", event.target.value) })),
-      el("label", {}, "Feedback", choice([["", "with or without"], ["with", "with feedback"]], feedback, { onchange: (event) => set("feedback", event.target.value) })),
+      el("label", {}, "Feedback", choice([["", "with or without"], ["true", "with"], ["false", "without"]], fields.has_feedback, { onchange: (event) => set("has_feedback", event.target.value) })),
       el("label", {}, "Model", choice([["", "any"], ...models.map((each) => [each.id, each.id])], fields.model_id, { onchange: (event) => set("model_id", event.target.value) })),
       input("collection", "Collection"), input("campaign_id", "Campaign"), input("client_id", "Client"),
       input("start_date", "From", { type: "date" }), input("end_date", "Until", { type: "date" }),
       filtered > 0 && el("a", { className: "button quiet", href: "#/gallery" }, "Clear")));
   const list = el("div", { className: "rows", role: "list", "aria-label": "Jobs" });
   const scroller = el("div", { className: "scroller", tabindex: 0, role: "group", "aria-label": "Gallery, scrolls" }, list);
-  const more = el("button", { type: "button", className: "quiet", hidden: true, onclick: () => source.search() }, "Search further");
   const chosen = new Map();
   const bar = el("div", { className: "row chosen", role: "group", "aria-label": "Selection", hidden: true });
-  fill(main, el("section", { className: "gallery" }, el("h1", {}, "Gallery"), filters, el("div", { className: "row" }, total, more, bar), scroller));
+  fill(main, el("section", { className: "gallery" }, el("h1", {}, "Gallery"), filters, el("div", { className: "row" }, total, bar), scroller));
   const nodes = new Map();
   const failed = (error) => { total.textContent = error.message; };
-  const source = feedback ? new Rated(asked, () => paint(), failed) : new Pages(asked, () => paint(), failed);
+  const source = new Pages(fields, () => paint(), failed);
 
   const paint = () => {
     const count = source.count;
     total.textContent = source.said;
-    more.hidden = !source.canSearch;
     list.style.setProperty("height", `${Math.max(1, count) * ROW}px`);
     if (!count) {
       nodes.forEach(({ node }) => node.remove());

@@ -88,7 +88,7 @@ function askForKey(refused) {
       el("form", { method: "dialog" },
         el("h2", {}, "This studio asks for a key"),
         refused && el("p", { className: "problem", role: "alert" }, "That key was not accepted: it is unknown, revoked, or has expired."),
-        el("p", {}, "Whoever runs it makes one with `text2song keys create`. The key stays in this tab until you close it."),
+        el("p", {}, "Whoever runs it makes one with ", el("code", {}, "text2song keys create"), ". The key stays in this tab until you close it."),
         el("div", { className: "field" }, el("label", { htmlFor: "api-key" }, "Key"), input),
         el("div", { className: "row end" }, el("button", { className: "primary" }, "Use the key"))));
     dialog.addEventListener("close", () => { sessionStorage.setItem("key", input.value.trim()); dialog.remove(); asking = null; resolve(); });

@@ -65,7 +65,7 @@ function facts(job) {
   const made = job.generation_params;
   const taken = Object.entries(made.parameters).filter(([, value]) => value !== "").map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
   const drawn = [`temperature ${made.temperature}`, `top k ${made.top_k}`];
-  const parts = [WORDS[job.status], job.model_id, `${seconds(made.duration)}`, `guidance ${made.guidance_scale}`, ...(taken.length ? taken : drawn)];
+  const parts = [WORDS[job.status], job.model_id, `${seconds(made.duration)}`, `guidance ${made.guidance_scale}`, ...(made.best_of ? [`best of ${made.best_of}`] : []), ...(taken.length ? taken : drawn)];
   if (job.adapter_id) parts.push(`adapter ${job.adapter_id} × ${made.adapter_scale ?? 1}`);
   for (const name of ["collection", "campaign_id", "client_id"]) if (job[name]) parts.push(`${name.replace("_id", "")} ${job[name]}`);
   return parts.join(" · ");
@@ -82,7 +82,7 @@ function judged(job, samples, items, at, redraw) {
   const stars = el("fieldset", { className: "stars" }, el("legend", {}, `Rating of sample ${LETTERS[at]}`),
     [1, 2, 3, 4, 5].map((value) => el("label", { className: own && own.rating >= value ? "lit" : "" },
       el("input", { type: "radio", name: `r${id}`, "data-key": `r${id}-${value}`, value, checked: own?.rating === value, onchange: () => rate({ rating: value }) }), el("span", { "aria-hidden": "true" }, "★"), el("span", { className: "hidden" }, `${value} of 5`))));
-  const tags = el("input", { value: own?.tags.join(", ") ?? "", placeholder: "warm, too busy", "aria-label": `Tags of sample ${LETTERS[at]}`, onchange: () => rate({}) });
+  const tags = el("input", { value: own?.tags.join(", ") ?? "", placeholder: "Tags: warm, too busy", "aria-label": `Tags of sample ${LETTERS[at]}`, onchange: () => rate({}) });
   const notes = el("input", { value: own?.notes ?? "", maxLength: 4000, placeholder: "Notes", "aria-label": `Notes on sample ${LETTERS[at]}`, onchange: () => rate({}) });
   // One after the other: each knows what the one before has kept.
   let kept = own, turn = Promise.resolve();
@@ -105,13 +105,31 @@ function judged(job, samples, items, at, redraw) {
   }
   const sample = samples[at];
   return el("div", { className: "judged" }, row(job, at),
-    el("p", { className: "facts" }, sample ? `seed ${sample.generation_params.seed} · ${seconds(sample.duration_seconds)} · ${sample.loudness_lufs === null ? "silent" : `${sample.loudness_lufs.toFixed(1)} LUFS`}` : "The audio is away."),
+    el("p", { className: "facts" }, sample ? `seed ${sample.generation_params.seed} · ${seconds(sample.duration_seconds)} · ${sample.loudness_lufs === null ? "silent" : `${sample.loudness_lufs.toFixed(1).replace("-", "−")} LUFS`}` : "The audio is away."),
+    sample?.scores.length > 0 && scores(sample),
     el("div", { className: "say" }, stars, tags, notes,
       el("details", { className: "menu" }, el("summary", {}, "More"), el("div", {},
         ["wav", "flac", "mp3", "ogg"].map((form) => el("button", { type: "button", className: "quiet", onclick: () => save(`/audio/${id}/stream?format=${form}`, `${id}.${form}`).catch((error) => note(error.message, "error")) }, `Save as ${form.toUpperCase()}`)),
         sample && el("a", { className: "button quiet", href: `#/?from=${job.id}&continue=${id}` }, "Go on from its end"),
         sample && el("a", { className: "button quiet", href: `#/?from=${job.id}&seed=${sample.generation_params.seed}` }, "Again with this seed")))));
 }
+
+// Of the candidates for one sample, the one that was kept first.
+function scores(sample) {
+  const by = sample.picked_by ?? "likelihood", kept = sample.generation_params.seed;
+  const shown = (value) => value === null ? "–" : value.toFixed(3).replace("-", "−");
+  const ranked = sample.scores.toSorted((one, other) => (other.seed === kept) - (one.seed === kept) || (other[by] ?? -Infinity) - (one[by] ?? -Infinity));
+  const named = ["likelihood", "preference"].filter((name) => ranked.some((each) => each[name] !== null));
+  return el("details", { className: "scores" }, el("summary", {}, `Best of ${ranked.length} by ${by}: ${shown(ranked[0][by])}`),
+    el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Seed"), named.map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, ranked.map((each) => el("tr", {}, el("th", { scope: "row" }, `${each.seed}${each.seed === kept ? ", kept" : ""}`), named.map((name) => el("td", {}, shown(each[name]))))))),
+    el("p", { className: "hint" }, SCORES[by]));
+}
+
+const SCORES = {
+  likelihood: "How many nats a code the prompt makes it likelier: more is closer to the prompt, as the model finds.",
+  preference: "The log-odds that the adapter's preference model gives it: more is liked better.",
+};
 
 function preference(job, samples, items, redraw) {
   const state = { first: 0, second: 1 };
@@ -129,7 +147,7 @@ function preference(job, samples, items, redraw) {
         answer(ids[1], `${LETTERS[state.second]} is better`, { audio_id: ids[1], preferred_over: ids[0] }),
         answer("tie", "No difference", { audio_id: ids[0], preferred_over: ids[1], verdict: "tie" }),
         answer("both_bad", "Both bad", { audio_id: ids[0], preferred_over: ids[1], verdict: "both_bad" }),
-        el("button", { type: "button", className: "quiet", onclick: () => play(job.id, job.prompt, clips(job, samples), state.first) }, "Listen")));
+        el("button", { type: "button", onclick: () => play(job.id, job.prompt, clips(job, samples), state.first) }, "Listen")));
   };
   async function give(body, said) {
     try {

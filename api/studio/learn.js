@@ -12,9 +12,9 @@ const KINDS = ["datasets", "trainings", "adapters", "feedback", "abtests"];
 export async function learn(main) {
   const steps = el("div", {}), trains = el("div", {});
   const state = { datasets: [], tests: new Map() };
-  const datasets = new Kept({}, dataset, "A dataset freezes what listeners said, up to a moment. Build one beside this.");
+  const datasets = new Kept({}, dataset, "A dataset freezes what listeners said, up to a moment. Build one with the form “New dataset”.");
   const trainings = new Kept({}, training, "A training makes an adapter of a dataset.");
-  const adapters = new Kept({}, (each) => adapter(each, state), "An adapter changes what the model makes. Trainings make them, and text2song adapters add registers your own.");
+  const adapters = new Kept({}, (each) => adapter(each, state), "An adapter changes what the model makes. Trainings make them, and “text2song adapters add” registers your own.");
   const builder = build();
   let built = null;
   fill(main, el("section", { className: "learn" }, el("h1", {}, "Learn"), steps,
@@ -39,6 +39,7 @@ export async function learn(main) {
   return live(draw, (name, body) => name === "changed" && KINDS.includes(body.kind));
 }
 
+const many = (count, one, several) => `${count.toLocaleString()} ${count === 1 ? one : several}`;
 const judges = (test, adapter) => test.adapter_a === adapter.id || test.adapter_b === adapter.id;
 
 function turn(stats, datasets, trainings, adapters, tests) {
@@ -47,8 +48,8 @@ function turn(stats, datasets, trainings, adapters, tests) {
     ["Make pairs", "#/", compared > 0 || stats.count > 0, "Two samples of each prompt."],
     ["Say which is better", "#/gallery", compared >= 24, `${compared} of at least 24 comparisons.`],
     ["Build a dataset", "#/learn", datasets.some((each) => each.status === "built"), `${datasets.length} built.`],
-    ["Train an adapter", "#/learn", adapters.some((each) => each.training_id), trainings.find((each) => each.status === "processing") ? "One is being trained." : `${trainings.length} trainings.`],
-    ["Test it blind", "#/tests", tests.some((each) => each.adapter_a || each.adapter_b), `${tests.length} tests.`],
+    ["Train an adapter", "#/learn", adapters.some((each) => each.training_id), trainings.find((each) => each.status === "processing") ? "One is being trained." : many(trainings.length, "training", "trainings") + "."],
+    ["Test it blind", "#/tests", tests.some((each) => each.adapter_a || each.adapter_b), many(tests.length, "test", "tests") + "."],
   ];
   const now = steps.findIndex(([, , done]) => !done);
   return el("ol", { className: "turn", "aria-label": "One turn of the loop" }, steps.map(([name, href, done, text], at) => el("li", { className: done ? "done" : at === now ? "now" : "" }, el("a", { href, "aria-current": at === now ? "step" : null }, name), el("span", { className: "facts" }, done ? `Done. ${text}` : text))));
@@ -96,7 +97,7 @@ function training(each) {
     curve(each.curve), accuracy !== undefined && el("p", { className: "facts" }, `It tells apart ${percent(accuracy)} of held-out pairs.`),
     each.message && el("p", { className: "facts" }, each.message), each.error && el("p", { className: "warning" }, each.error),
     each.samples.length > 0 && el("ul", { className: "heard", "aria-label": "Samples before and after" }, each.samples.map((sample, at) => heard(each, sample, at))),
-    open && el("button", { type: "button", className: "quiet", onclick: () => send("DELETE", `/trainings/${each.id}`).catch((error) => note(error.message, "error")) }, "Stop"));
+    open && el("button", { type: "button", onclick: () => send("DELETE", `/trainings/${each.id}`).catch((error) => note(error.message, "error")) }, "Stop"));
 }
 
 // One seed, by the base model and by the adapter: the player switches between them in place.
@@ -127,7 +128,6 @@ function build() {
   const counted = el("p", { className: "facts", role: "status" });
   const list = (control) => [...new Set(control.value.split(",").map((each) => each.trim()).filter(Boolean))];
   let timer = null, turn = 0;
-  const many = (count, one, several) => `${count.toLocaleString()} ${count === 1 ? one : several}`;
   const count = () => {
     clearTimeout(timer);
     timer = setTimeout(async () => {
@@ -140,7 +140,7 @@ function build() {
         if (mine !== turn) return;
         const by = words.map((_, at) => found.reduce((sum, each) => sum + each[at], 0));
         const total = words.length ? by.reduce((sum, each) => sum + each, 0) : found.reduce((sum, each) => sum + each[0], 0);
-        counted.textContent = [many(total, "time feedback fits", "times feedback fit"), words.length > 1 && `(${words.map((tag, at) => `${by[at]} ${tag}`).join(", ")}; one with both counts twice)`, votes !== null && `and ${many(votes, "vote", "votes")} of blind tests`].filter(Boolean).join(" ") + " so far.";
+        counted.textContent = [many(total, "piece of feedback fits", "pieces of feedback fit"), words.length > 1 && `(${words.map((tag, at) => `${by[at]} ${tag}`).join(", ")}; one with both counts twice)`, votes !== null && `and ${many(votes, "vote", "votes")} of blind tests`].filter(Boolean).join(" ") + " so far.";
       } catch (error) { if (mine === turn) counted.textContent = error.message; }
     }, 300);
   };

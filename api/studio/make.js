@@ -3,10 +3,11 @@
 import { choice, el, field, fill, note, seconds } from "./dom.js";
 import { listen } from "./events.js";
 import { get, post, query, send } from "./http.js";
-import { card } from "./card.js";
+import { card, isOpen } from "./card.js";
 import { own } from "./own.js";
 
 const EARLIER = "earlier prompts";
+const EXAMPLES = ["slow blues in a smoky bar, brushed drums", "happy folk with acoustic guitar and whistle, 120 bpm", "calm ambient pads, no drums", "driving techno with a deep bass"];
 const draft = JSON.parse(sessionStorage.getItem("draft") ?? "{}");
 
 export async function make(main, changes = {}) {
@@ -18,10 +19,13 @@ export async function make(main, changes = {}) {
   fill(main, el("h1", { className: "hidden" }, "Make"), el("div", { className: "make" }, form, el("section", { "aria-labelledby": "queue" }, el("h2", { id: "queue" }, "Queue and latest"), queue)));
   const jobs = new Map();
   const shown = new Map();
+  // Clips of a blind test are heard in the test: here one could find out which arm is which.
+  const isHidden = (job) => job.ab_test_id && !isOpen(job);
   const show = (job) => {
+    if (isHidden(job)) { forget(job.id); return; }
     jobs.set(job.id, job);
     if (shown.has(job.id)) { shown.get(job.id).update(job); places(); return; }
-    const node = card(job, { remove: () => { jobs.delete(job.id); shown.get(job.id)?.remove(); shown.delete(job.id); blank(); } });
+    const node = card(job, { remove: () => forget(job.id) });
     const later = [...shown].filter(([id]) => jobs.get(id).created_at > job.created_at).map(([, other]) => other);
     const last = [...queue.children].findLast((child) => later.includes(child));
     if (last) last.after(node);
@@ -30,6 +34,7 @@ export async function make(main, changes = {}) {
     blank();
     places();
   };
+  const forget = (id) => { jobs.delete(id); shown.get(id)?.remove(); shown.delete(id); blank(); };
   // Where each waiting job stands, once things have been quiet for a moment.
   const places = () => {
     clearTimeout(places.timer);
@@ -42,20 +47,26 @@ export async function make(main, changes = {}) {
     }, 300);
   };
   const blank = () => {
-    queue.querySelector(".empty")?.remove();
-    if (!shown.size) queue.append(el("div", { className: "empty" }, el("h3", {}, "Nothing made yet"), el("p", {}, "Describe a piece of music and press Make. Clips appear here as they are made.")));
+    const there = queue.querySelector(".empty");
+    if (shown.size) there?.remove();
+    else if (!there) queue.append(el("div", { className: "empty" }, el("h3", {}, "Nothing made yet"), el("p", {}, "Describe a piece of music and press Make. Clips appear here as they are made. Or begin with one of these:"),
+      el("div", { className: "row" }, EXAMPLES.map((each) => el("button", { type: "button", onclick: () => form.write(each) }, each)))));
   };
   // What the stream says while a read is under way is newer than the read.
   const heard = new Set();
   const load = async () => {
     heard.clear();
-    const found = await get("/jobs?limit=12");
-    const ids = new Set(found.items.map((job) => job.id));
-    for (const [id, node] of shown) if (!ids.has(id) && !jobs.get(id).status.match(/queued|processing|cancelling/)) { node.remove(); shown.delete(id); jobs.delete(id); }
-    [...found.items].reverse().filter((job) => !heard.has(job.id)).forEach(show);
+    const latest = (await get("/jobs?limit=40")).items.filter((job) => !isHidden(job)).slice(0, 12);
+    const ids = new Set(latest.map((job) => job.id));
+    for (const [id, node] of shown) if (!ids.has(id) && !isOpen(jobs.get(id))) { node.remove(); shown.delete(id); jobs.delete(id); }
+    latest.reverse().filter((job) => !heard.has(job.id)).forEach(show);
     blank();
   };
-  form.addEventListener("made", (event) => get(`/jobs/${event.detail}`).then((job) => heard.has(job.id) || show(job), (error) => note(error.message, "error")));
+  form.addEventListener("made", (event) => get(`/jobs/${event.detail}`).then((job) => {
+    if (!heard.has(job.id)) show(job);
+    // Where the queue is below the form, nobody would see that something happens.
+    if (innerWidth <= 860) shown.get(job.id)?.scrollIntoView({ block: "center" });
+  }, (error) => note(error.message, "error")));
   // Listening begins before the read: what happens in between would be in neither.
   const stop = listen((name, body) => {
     if (name === "connected") load();
@@ -63,7 +74,7 @@ export async function make(main, changes = {}) {
     else if (name === "progress" && jobs.has(body.job_id)) {
       const job = jobs.get(body.job_id);
       if (job.attempt === body.attempt && job.status === "processing") shown.get(job.id).progress({ progress: body.progress, stage: body.stage, eta_seconds: body.eta_seconds });
-    } else if (name === "changed" && body.kind === "jobs" && shown.has(body.id)) { shown.get(body.id).remove(); shown.delete(body.id); jobs.delete(body.id); blank(); }
+    } else if (name === "changed" && body.kind === "jobs" && shown.has(body.id)) forget(body.id);
     else if (name === "changed" && body.kind === "feedback") reload();
   });
   await load();
@@ -102,7 +113,9 @@ function composer(models, adapters, active) {
   const adapter = el("select", { onchange: (event) => { keep("adapter_id")(event); scaled(); } });
   const scale = input("adapter_scale", { type: "number", min: 0, max: 2, step: "any", placeholder: "1" });
   const duration = input("duration", { type: "number", step: "any" });
-  const samples = input("num_samples", { type: "number", min: 1, max: 16, step: 1, value: draft.num_samples ?? 2 });
+  const samples = input("num_samples", { type: "number", min: 1, step: 1, value: draft.num_samples ?? 2 });
+  samples.addEventListener("input", () => candidates());
+  const best = input("best_of", { type: "number", min: 1, step: 1, placeholder: "1" });
   const seed = input("seed", { type: "number", min: 0, step: 1, placeholder: "random" });
   const guidance = input("guidance_scale", { type: "number", step: "any" });
   const temperature = input("temperature", { type: "number", step: "any" });
@@ -114,6 +127,7 @@ function composer(models, adapters, active) {
   const hint = el("p", { className: "hint" });
   const drawn = [["Guidance", guidance, "guidance_scale"], ["Temperature", temperature, "temperature"], ["Top k", top_k, "top_k"]].map(([label, control, name]) => ({ control, name, node: field(label, control) }));
   const extras = own(draft, () => sessionStorage.setItem("draft", JSON.stringify(draft)));
+  const bestField = field("Best of", best, "So many are made for each sample, and the one that fits the prompt best is kept.");
   const adapterField = field("Adapter", adapter);
   const scaleField = field("How much of it", scale, "0 is the model alone, 1 the adapter as it was trained.");
   const form = el("form", { className: "composer", "aria-label": "Make music", onsubmit: submit },
@@ -124,9 +138,9 @@ function composer(models, adapters, active) {
     extras.nodes,
     el("details", { open: ["style", "tempo", "instrumentation", "mood"].some((name) => draft[name]) }, el("summary", {}, "Style, tempo, instruments, mood"),
       el("div", { className: "grid" }, field("Style", attributes.style), field("Tempo", attributes.tempo), field("Instruments", attributes.instrumentation), field("Mood", attributes.mood))),
-    el("details", { open: Boolean(draft.adapter_id || draft.seed) }, el("summary", {}, "Model, adapter, seed, sampling"),
+    el("details", { open: Boolean(draft.adapter_id || draft.seed || draft.best_of) }, el("summary", {}, "Model, adapter, seed, sampling"),
       field("Model", model), adapterField, scaleField,
-      el("div", { className: "grid" }, field("Seed", seed), drawn.map(({ node }) => node))),
+      el("div", { className: "grid" }, field("Seed", seed), drawn.map(({ node }) => node)), bestField),
     el("details", {}, el("summary", {}, "File it under"), el("div", { className: "grid" }, field("Collection", filed.collection), field("Campaign", filed.campaign_id), field("Client", filed.client_id))),
     button);
 
@@ -136,8 +150,10 @@ function composer(models, adapters, active) {
     duration.min = found.min_duration;
     duration.max = found.max_extended_duration;
     duration.placeholder = String(found.parameters.duration.default);
-    const windows = found.max_extended_duration > found.max_duration ? ` in one window and ${seconds(found.max_extended_duration)} in several` : "";
-    hint.textContent = `${found.id} makes from ${seconds(found.min_duration)} up to ${seconds(found.max_duration)}${windows}. Licence: ${found.license}.${found.notice ? ` ${found.notice}` : ""}`;
+    const goesOn = found.max_extended_duration > found.max_duration ? `; beyond ${seconds(found.max_duration)} it goes on from its own end` : "";
+    hint.textContent = `${found.id} makes ${seconds(found.min_duration)} to ${seconds(found.max_extended_duration)}${goesOn}. Licence: ${found.license}.${found.notice ? ` ${found.notice}` : ""}`;
+    bestField.hidden = !found.capabilities.includes("best_of");
+    candidates();
     extras.show(found);
     adapterField.hidden = !found.capabilities.includes("adapters");
     for (const { control, name, node } of drawn) {
@@ -149,6 +165,12 @@ function composer(models, adapters, active) {
     fill(adapter, el("option", { value: "" }, "None: the model alone"), fitting.map((each) => el("option", { value: each.id }, `${each.name} ${each.version}`)));
     adapter.value = fitting.some((each) => each.id === draft.adapter_id) ? draft.adapter_id : "";
     scaled();
+  }
+  // All candidates together are bounded as samples are.
+  function candidates() {
+    const most = chosen().parameters.num_samples.maximum;
+    samples.max = most;
+    best.max = Math.max(1, Math.floor(most / Math.max(1, Number(samples.value) || 1)));
   }
   function scaled() { scaleField.hidden = !adapter.value; }
 
@@ -172,6 +194,7 @@ function composer(models, adapters, active) {
     const body = {
       model_id: model.value, num_samples: number(samples), duration: number(duration), adapter_id: adapter.value || undefined,
       adapter_scale: adapter.value ? number(scale) : undefined, seed: number(seed),
+      best_of: !bestField.hidden && number(best) > 1 ? number(best) : undefined,
       ...Object.fromEntries(drawn.filter(({ node }) => !node.hidden).map(({ name, control }) => [name, number(control)])),
       ...extras.said(),
       continue_from: draft.continue_from || undefined,
@@ -199,5 +222,5 @@ function composer(models, adapters, active) {
   }
   limits();
   check();
-  return form;
+  return Object.assign(form, { write: (said) => { text.value = said; keep("prompt")({ target: text }); text.focus(); } });
 }

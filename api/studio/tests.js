@@ -26,7 +26,7 @@ async function drawTests(main) {
 }
 
 function create(adapters) {
-  const options = [["", "The model alone"], ...adapters.filter((each) => each.is_active).map((each) => [each.id, `${each.name} ${each.version}`])];
+  const options = [["", "Model alone"], ...adapters.filter((each) => each.is_active).map((each) => [each.id, `${each.name} ${each.version}`])];
   const name = el("input", { required: true, maxLength: 200, value: "Before and after" });
   const prompts = el("textarea", { required: true, rows: 5, placeholder: "slow blues\nfast jazz, walking bass", dir: "auto" });
   const a = choice(options), b = choice(options, options[1]?.[0] ?? "");

@@ -382,6 +382,9 @@ class MongoStore:
         matching: dict[str, Any] = {"hidden": query.hidden}
         matching |= {f"filters.{name}": {"$in": list(values)} for name, values in query.among.items()}
         matching |= {f"filters.{name}": {"$eq": value} for name, value in query.equal.items()}
+        if query.ids is not None or query.without:
+            only = {} if query.ids is None else {"$in": list(query.ids)}
+            matching["_id"] = only | ({"$nin": list(query.without)} if query.without else {})
         bounds = {"$gte": query.start, "$lte": query.end}
         if given := {name: bound for name, bound in bounds.items() if bound is not None}:
             matching["created_at"] = given

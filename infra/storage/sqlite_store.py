@@ -326,6 +326,10 @@ class _Table(Generic[D]):
         for name, options in query.among.items():
             terms.append(f'v."filter_{name}" IN ({", ".join("?" * len(options))})')
             values += options
+        for operator, ids in (("IN", query.ids), ("NOT IN", query.without or None)):
+            if ids is not None:
+                terms.append(f"v.id {operator} (SELECT value FROM json_each(?))")
+                values.append(msgspec.json.encode(ids).decode())
         if query.start is not None:
             terms.append(f"{order}.created_at >= ?")
             values.append(query.start)

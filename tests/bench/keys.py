@@ -1,16 +1,19 @@
 """What keys and limits cost: requests a second with a key at a studio that has them, to those at an open one.
 
-Both studios run at once in processes of their own, and get their requests in turn. The variables: ROUNDS, and REQUESTS
-a round.
+Both studios run at once in processes of their own, and get their requests in turn. Then, what the time of a refusal
+tells of the key: a wrong secret of a key that is there, beside keys that are not. The variables: ROUNDS, REQUESTS a
+round, and PROBES of each kind.
 """
 
 import asyncio
+import math
 import os
+import random
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,8 @@ from tests.local.conftest import Running
 
 ROUNDS: Final = int(os.environ.get("ROUNDS", "8"))
 REQUESTS: Final = int(os.environ.get("REQUESTS", "1500"))
+PROBES: Final = int(os.environ.get("PROBES", "5000"))
+NOISE_SIGMAS: Final = 3.0
 CLIENTS: Final = 4
 JOB: Final = {"prompt": "rain", "duration": 1}
 
@@ -84,12 +89,67 @@ async def measure(opened: Studio, keyed: Studio) -> None:
         )
 
 
+async def probe(studio: Studio) -> None:
+    """Over one connection, one request at a time, of which kind is drawn anew each time."""
+    draw = random.Random(18)
+    key = studio.headers["X-API-Key"]
+    prefix, key_id, secret = key.split("_", 2)
+
+    def other(text: str) -> str:
+        return "".join(draw.choice(text) for _ in text)
+
+    kinds = {
+        "a wrong secret": lambda: f"{prefix}_{key_id}_{other(secret)}",
+        "an unknown key": lambda: f"{prefix}_{other(key_id)}_{other(secret)}",
+        "another unknown key": lambda: f"{prefix}_{other(key_id)}_{other(secret)}",
+    }
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    url = httpx.URL(studio.running.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    for name in draw.sample([*kinds] * PROBES, len(kinds) * PROBES):
+        asked = f"GET /models HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {kinds[name]()}\r\n\r\n".encode()
+        began = time.perf_counter()
+        writer.write(asked)
+        head = await reader.readuntil(b"\r\n\r\n")
+        times[name].append(time.perf_counter() - began)
+        assert head.startswith(b"HTTP/1.1 401"), head
+        await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
+    writer.close()
+    for name, found in times.items():
+        print(f"{name:20} refused after {1e6 * statistics.median(found):7.0f} us (median of {len(found)})")
+    wrong, unknown, again = times.values()
+    for label, one, two in (
+        ("a wrong secret to an unknown key", wrong, unknown),
+        ("one unknown key to another", again, unknown),
+    ):
+        ratio, (share, sigma) = statistics.median(one) / statistics.median(two), slower(one, two)
+        away = (share - 0.5) / sigma
+        verdict = "within noise" if abs(away) < NOISE_SIGMAS else "NOT within noise"
+        print(
+            f"{label:32} ratio of medians {ratio:.4f}; the slower of two in {share:.2%}, {away:+.1f} standard "
+            f"deviations from a half: {verdict}",
+            flush=True,
+        )
+
+
+def slower(one: Sequence[float], two: Sequence[float]) -> tuple[float, float]:
+    """How often one of the first takes longer than one of the second, and the deviation of that where they are alike.
+
+    It is the statistic of Mann and Whitney, which no few slow answers move.
+    """
+    ranked = sorted([(each, 1) for each in one] + [(each, 0) for each in two])
+    ranks = sum(rank for rank, (_, is_first) in enumerate(ranked, 1) if is_first)
+    n, m = len(one), len(two)
+    return (ranks - n * (n + 1) / 2) / (n * m), math.sqrt((n + m + 1) / (12 * n * m))
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opened, keyed = Studio(folder, "open", has_keys=False), Studio(folder, "keyed", has_keys=True)
         try:
             asyncio.run(measure(opened, keyed))
+            asyncio.run(probe(keyed))
         finally:
             for studio in (opened, keyed):
                 try:

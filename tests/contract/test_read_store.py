@@ -46,10 +46,11 @@ VIEWS = (SONGS, NOTES)
 MINUTES = st.integers(0, 5).map(lambda minute: f"2026-01-01T00:0{minute}:00Z")
 GENRES = st.sampled_from(["rock", "jazz", "ambient", None])
 MOODS = st.sampled_from(["calm", "dark", "ä/ '"])
+IDS = st.text("abcäz/ 0", min_size=1, max_size=3)
 SHELVES = st.lists(
     st.builds(
         Song,
-        id=st.text("abcäz/ 0", min_size=1, max_size=3),
+        id=IDS,
         created_at=MINUTES,
         genre=GENRES,
         rating=st.integers(1, 3),
@@ -69,6 +70,8 @@ QUERIES = st.builds(
     start=st.none() | MINUTES,
     end=st.none() | MINUTES,
     hidden=st.booleans(),
+    ids=st.none() | st.lists(IDS, max_size=9),
+    without=st.lists(IDS, max_size=3),
     after=st.none() | st.tuples(MINUTES, st.text("abcz", max_size=2)),
     offset=st.integers(0, 4),
     limit=st.integers(1, 10),
@@ -84,7 +87,8 @@ def matching(songs: Sequence[Song], query: Query) -> Iterator[Song]:
         )
         among = all(has[name] in values for name, values in query.among.items())
         bounded = (query.start or "") <= song.created_at <= (query.end or "9")
-        if equal and among and bounded and song.withdrawn == query.hidden:
+        named = (query.ids is None or song.id in query.ids) and song.id not in query.without
+        if equal and among and named and bounded and song.withdrawn == query.hidden:
             yield song
 
 

@@ -122,6 +122,39 @@ async def test_scenario_list_jobs_with_feedback_indicators(parts: Parts, monkeyp
     assert {job["id"]: job["feedback"]["mean_rating"] for job in listed}["j06"] == 2.0
 
 
+async def test_jobs_are_listed_by_whether_they_have_feedback(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = []
+    for number in range(6):
+        filed = "odd" if number % 2 else "even"
+        samples += await make(parts, f"j{number}", 1, collection=filed, prompt_id="shared")
+    given = [await give(parts, samples[number], rating=3) for number in (0, 1, 4)]
+    await give(parts, samples[5], preferred_over=samples[2])
+
+    async def listed(**filters: Any) -> list[str]:
+        found = await get(parts, "/jobs", **filters)
+        walked = [job["id"] for job in found["items"]]
+        assert found["total"] == len(walked)
+        cursor, one_by_one = None, list[str]()
+        while True:
+            page = await get(parts, "/jobs", limit=1, **filters, **({"cursor": cursor} if cursor else {}))
+            one_by_one += [job["id"] for job in page["items"]]
+            if (cursor := page["next_cursor"]) is None:
+                break
+        assert one_by_one == walked
+        assert all(job["feedback"]["has_feedback"] is filters["has_feedback"] for job in found["items"])
+        return walked
+
+    assert await listed(has_feedback=True) == ["j5", "j4", "j1", "j0"]
+    assert await listed(has_feedback=False) == ["j3", "j2"]
+    assert await listed(has_feedback=True, collection="even") == ["j4", "j0"]
+    assert await listed(has_feedback=False, status="completed", collection="odd") == ["j3"]
+    await parts.http.delete(f"/feedback/{given[1]['id']}")
+    assert await listed(has_feedback=True) == ["j5", "j4", "j0"]
+    monkeypatch.setattr(figures, "MAX_READ", 2)
+    answer = await parts.http.get("/jobs", params={"has_feedback": True})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "/has_feedback")
+
+
 async def test_a_revision_replaces_the_whole_and_keeps_when_it_was_given(parts: Parts) -> None:
     one, two = await make(parts, "j1")
     first = await give(parts, one, rating=5, preferred_over=two, tags=["warm"], notes="yes", user_id="ann")

@@ -124,9 +124,12 @@ def test_a_studio_with_keys_answers_as_documented(fuzzed: Fuzzed, tmp_path: Path
 def fuzz(fuzzed: Fuzzed, folder: Path, *without: str) -> None:
     config = folder / "schemathesis.toml"
     config.write_text(CONFIG + AWAY + (KEY.format(key=fuzzed.key) if fuzzed.key else ""))
+    # It waits 10 s for an address of the document, which a busy machine needs to describe it for the first time.
+    document = folder / "openapi.json"
+    document.write_bytes(fuzzed.studio.http.get("/schema/openapi.json").raise_for_status().content)
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]
     # One worker: two of them parse source code at once, which now and then breaks the parser of Python 3.11.
-    command += [f"{fuzzed.studio.url}/schema/openapi.json", "--checks", "all", "--phases", PHASES, "--workers", "1"]
+    command += [str(document), "--url", fuzzed.studio.url, "--checks", "all", "--phases", PHASES, "--workers", "1"]
     command += ["--max-examples", str(EXAMPLES), "--seed", "18", "--generation-deterministic", "--no-shrink"]
     command += ["--warnings", "off", "--suppress-health-check", "all"]
     command += ["--include-path-regex", PATHS] if PATHS else []

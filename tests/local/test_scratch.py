@@ -169,6 +169,8 @@ def test_a_full_disk_is_unavailable_and_a_mistake_is_not(tmp_path: Path) -> None
     with pytest.raises(sqlite3.OperationalError, match="no such table"), scratch(tmp_path):
         database.execute("SELECT * FROM absent")
     database.close()
+    with pytest.raises(TimeoutError), scratch(tmp_path):
+        raise TimeoutError
 
 
 def test_a_disk_with_little_room_is_refused_before_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from tests.local.browser import browser, window
 from tests.local.conftest import Running
 
 expect.set_options(timeout=60_000)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = ("#/", "#/gallery", "#/tests", "#/learn")
 
 
@@ -65,6 +67,11 @@ def test_an_empty_studio_says_what_to_do_first(page: Page) -> None:
     page.goto("/")
     expect(page).to_have_url(re.compile("/studio$"))
     expect(page.get_by_text("Nothing made yet")).to_be_visible()
+    example = page.get_by_role("button", name=re.compile("^slow blues"))
+    example.press("Enter")
+    written = page.get_by_label("What do you want to hear?")
+    expect(written).to_have_value(example.inner_text())
+    expect(written).to_be_focused()
     page.get_by_role("link", name="Blind tests").click()
     expect(page.get_by_text("No blind test yet")).to_be_visible()
     page.get_by_role("link", name="Learn").click()
@@ -120,6 +127,30 @@ def test_whatever_a_prompt_holds_stays_text(page: Page, prompt: str) -> None:
     link.click()
     expect(page.get_by_role("heading", level=1)).to_have_text(prompt)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_the_best_of_several_is_kept_and_its_scores_are_shown(page: Page) -> None:
+    page.goto("/studio")
+    page.get_by_label("What do you want to hear?").fill("the best of three")
+    page.get_by_label("Seconds").fill("0.5")
+    page.get_by_text("Model, adapter, seed, sampling").click()
+    best = page.get_by_role("spinbutton", name="Best of")
+    for samples, most in (("16", "1"), ("5", "3"), ("1", "16")):
+        page.get_by_label("Samples").fill(samples)
+        expect(best).to_have_attribute("max", most)
+    best.fill("3")
+    page.get_by_role("button", name="Make", exact=True).click()
+    card = page.get_by_role("article", name="the best of three")
+    expect(card).to_contain_text("Done")
+    expect(card).to_contain_text("1 sample, the best of 3")
+    expect(card.get_by_role("button", name=re.compile("^Play sample"))).to_have_count(1)
+    card.get_by_role("link").click()
+    page.get_by_text("Best of 3 by likelihood").click()
+    scores = page.get_by_role("table").get_by_role("row")
+    expect(scores).to_have_count(4)
+    expect(scores.nth(1)).to_contain_text("kept")
+    page.get_by_role("link", name="Again with a change").click()
+    expect(best).to_have_value("3")
 
 
 def test_a_job_that_is_stopped_and_deleted(page: Page) -> None:
@@ -221,7 +252,7 @@ def test_a_dataset_is_built_counted_and_exported(page: Page) -> None:
     form.get_by_label("Name").fill("liked")
     form.get_by_label("What it holds").select_option("supervised")
     form.get_by_label("Rated at least").fill("5")
-    expect(form.get_by_text("1 time feedback fits so far.")).to_be_visible()
+    expect(form.get_by_text("1 piece of feedback fits so far.")).to_be_visible()
     form.get_by_role("button", name="Build it").click()
     card = page.get_by_role("article", name="liked")
     expect(card).to_contain_text("1 samples from")
@@ -270,6 +301,10 @@ def test_a_studio_with_keys_asks_for_one_and_shows_only_what_is_its_owners(opene
         page.goto("/studio")
         dialog = page.get_by_role("dialog", name="Key")
         for key in ("t2s_wrong_one", keys["ann"]):
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                expect(dialog).to_be_visible()
+                assert violations(page) == [], scheme
             dialog.get_by_label("Key").fill(key)
             dialog.get_by_role("button", name="Use the key").click()
         expect(page.get_by_text("Nothing made yet")).to_be_visible()
@@ -285,9 +320,9 @@ def test_a_studio_with_keys_asks_for_one_and_shows_only_what_is_its_owners(opene
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_screen_is_accessible(opened: Browser, room: Running, scheme: str) -> None:
-    with window(opened, room.url, scheme="dark" if scheme == "dark" else "light") as page:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_screen_is_accessible(opened: Browser, room: Running, scheme: Literal["light", "dark"]) -> None:
+    with window(opened, room.url, scheme=scheme) as page:
         made(page, f"looked at in the {scheme}")
         page.get_by_role("button", name="Play sample A").first.click()
         expect(page.get_by_role("region", name="Player").get_by_role("slider")).to_be_visible()

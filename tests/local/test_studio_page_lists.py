@@ -83,6 +83,9 @@ def test_the_gallery_shows_those_with_feedback_alone(page: Page, room: Running) 
     rate(room, ended(room, "one that was rated"), rating=5)
     page.goto("/studio#/gallery")
     expect(page.get_by_role("link", name="solo cello")).to_be_visible()
+    page.get_by_label("Feedback").select_option("without")
+    expect(page.get_by_role("link", name="one that was rated")).to_have_count(0)
+    expect(page.get_by_role("link", name="solo cello")).to_be_visible()
     page.get_by_label("Feedback").select_option("with")
     expect(page.get_by_role("link", name="one that was rated")).to_be_visible()
     expect(page.get_by_role("link", name="solo cello")).to_have_count(0)
@@ -215,3 +218,56 @@ def test_listening_and_a_blind_test_go_on_through_a_restart(opened: Browser, tmp
         expect(page.get_by_role("button", name="No difference")).to_have_attribute("aria-pressed", "true")
         assert running.http.get(f"/ab-tests/{test_id}/results").json()["cast"] == 1
     assert running.stop() == 0
+
+
+def test_a_training_a_selection_and_a_test_in_the_making_go_on_through_a_restart(
+    opened: Browser, tmp_path: Path
+) -> None:
+    port = next(ports.free())
+    running = Running(tmp_path / "data", port=port)
+    running.wait_until_ready()
+    asked = {"prompt": "to learn from", "duration": 0.5, "num_samples": 12}
+    job_id = running.http.post("/generate", json=asked).json()["job_id"]
+    gone = ended(running, "to be deleted")
+    eventually_sync(lambda: running.http.get(f"/jobs/{job_id}").json()["status"] == "completed")
+    for sample in running.http.get(f"/jobs/{job_id}").json()["sample_ids"]:
+        assert running.http.post("/feedback", json={"audio_id": sample, "rating": 5}).status_code == 201
+    liked = {"name": "liked", "type": "supervised", "filter_query": {}}
+    dataset_id = running.http.post("/datasets", json=liked).json()["id"]
+    eventually_sync(lambda: running.http.get(f"/datasets/{dataset_id}").json()["status"] == "built")
+    config = {"steps": 100_000, "batch": 3, "rank": 2, "evaluate_every": 2, "warmup_steps": 1}
+    wanted = {"dataset_id": dataset_id, "method": "sft", "adapter_name": "mine", "adapter_version": "1.0.0"}
+    assert running.http.post("/trainings", json={**wanted, "config": config}).status_code == 202
+    with (
+        window(opened, running.url, faults=False) as learn,
+        window(opened, running.url, faults=False) as gallery,
+        window(opened, running.url, faults=False) as test,
+    ):
+        learn.goto("/studio#/learn")
+        card = learn.get_by_role("article", name="mine 1.0.0")
+        expect(card.get_by_role("img", name=re.compile("loss .* steps"))).to_be_visible()
+        gallery.goto("/studio#/gallery")
+        gallery.get_by_role("checkbox", name="Select to be deleted").check()
+        made = {"name": "in the making", "prompts": ["slow", "fast"], "pairs_per_prompt": 1, "duration": 20}
+        test_id = running.http.post("/ab-tests", json=made).json()["id"]
+        test.goto(f"/studio#/tests/{test_id}")
+        expect(test.get_by_text("/2 pairs generated")).to_be_visible()
+        assert running.stop(signal.SIGKILL) == -signal.SIGKILL
+        for page in (learn, gallery, test):
+            expect(page.get_by_text("trying again")).to_be_visible()
+        # What was there is still there to be looked at.
+        expect(card).to_contain_text("step")
+        running = Running(tmp_path / "data", port=port)
+        for page in (learn, gallery, test):
+            expect(page.get_by_text("Live")).to_be_visible()
+        expect(gallery.get_by_role("checkbox", name="Select to be deleted")).to_be_checked()
+        gallery.get_by_role("group", name="Selection").get_by_role("button", name="Delete").click()
+        gallery.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        expect(gallery.get_by_role("link", name="to be deleted")).to_have_count(0)
+        assert running.http.get(f"/jobs/{gone}").status_code == 404
+        expect(test.get_by_text("2/2 pairs generated")).to_be_visible(timeout=180_000)
+        expect(card).to_contain_text("processing", timeout=180_000)
+        card.get_by_role("button", name="Stop").click()
+        expect(card).to_contain_text("cancelled", timeout=180_000)
+        expect(card).to_have_count(1)
+    assert running.stop() == 0, running.errors()

@@ -34,6 +34,7 @@ from tests.local.test_datasets import builder, built, flac_of, said, song
 from tests.local.test_training import SMALL, sound, write_contradictions, write_pairs
 from workers import trainings
 from workers.dataset_folder import BuiltDatasets
+from workers.training import process
 
 LEASE = 1.0
 # Of clips that several of these trainings read.
@@ -179,6 +180,27 @@ def children() -> list[int]:
     command = ["/usr/bin/pgrep", "-P", str(os.getpid()), "-f", "workers.training.process"]
     found = subprocess.run(command, capture_output=True, check=False)
     return [int(line) for line in found.stdout.split()]
+
+
+async def test_a_process_that_does_not_stop_in_time_is_killed_and_the_cancellation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STOP_SECONDS", 0.2)
+    order = process.Order(
+        method="sft", config=SMALL, data="", output="", cache="", device="cpu", checkpoint_seconds=60.0
+    )
+    sayings = process.train(order, tmp_path / "order.json")
+    listening = asyncio.create_task(anext(sayings))
+
+    async def child() -> list[int]:
+        return children()
+
+    [pid] = await eventually(child)
+    os.kill(pid, signal.SIGSTOP)
+    listening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await listening
+    assert children() == []
 
 
 async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_curve(parts: Parts, data: Path) -> None:

@@ -111,11 +111,18 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             while process.stdout is not None and await process.stdout.read(65_536):
                 pass
             await process.wait()
+    except TimeoutError:
+        # Raised, it would take the place of the cancellation that this is a part of.
+        await _kill(process)
     except BaseException:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        await _kill(process)
         raise
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 def main() -> None:
