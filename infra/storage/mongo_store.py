@@ -382,12 +382,10 @@ class MongoStore:
         matching: dict[str, Any] = {"hidden": query.hidden}
         matching |= {f"filters.{name}": {"$in": list(values)} for name, values in query.among.items()}
         matching |= {f"filters.{name}": {"$eq": value} for name, value in query.equal.items()}
-        if query.ids is not None or query.without:
-            only = {} if query.ids is None else {"$in": list(query.ids)}
-            matching["_id"] = only | ({"$nin": list(query.without)} if query.without else {})
-        bounds = {"$gte": query.start, "$lte": query.end}
-        if given := {name: bound for name, bound in bounds.items() if bound is not None}:
-            matching["created_at"] = given
+        ids = {"$in": query.ids, "$nin": query.without or None}
+        for name, terms in (("_id", ids), ("created_at", {"$gte": query.start, "$lte": query.end})):
+            if given := {operator: term for operator, term in terms.items() if term is not None}:
+                matching[name] = given
         return matching
 
     def _listing(self, view: View[Any], query: Query) -> tuple[dict[str, Any], dict[str, Any]]:
