@@ -1,7 +1,8 @@
 """The tones of a melody as MusicGen's melody models hear them: at each moment, the strongest of the twelve.
 
 The same as transformers' MusicgenMelodyFeatureExtractor makes of the mixed sound. The models were trained on the parts
-that Demucs takes for singing and other instruments; without that, drums and bass are heard too.
+that Demucs takes for singing and other instruments; without that, drums and bass are heard too. The library cuts a
+melody off after 30 s; here it goes on, for windows that come later, so the last moments before that may differ.
 """
 
 from functools import lru_cache

@@ -33,6 +33,13 @@ def test_a_program_submits_waits_rates_and_compares(studio: Running, tmp_path: P
         assert there.sample(first).generation_params["seed"] == 7
         there.download(first, tmp_path / "first.flac")
         there.download(second, str(tmp_path / "second"))
+        melody = there.upload_melody(tmp_path / "first.flac")
+        assert melody.duration_seconds == there.sample(first).duration_seconds
+        there.erase_melody(melody.id)
+        with pytest.raises(RefusedError, match="no uploaded melody"):
+            there.erase_melody(melody.id)
+        with pytest.raises(ClientError, match=r"none\.wav cannot be read"):
+            there.upload_melody(tmp_path / "none.wav")
         said = there.rate(first, 4.5, preferred_over=second, tags=["warm"], notes="good")
         assert (said.rating, said.preferred_over, said.verdict, said.tags) == (4.5, second, "preferred", ["warm"])
         assert there.job(job.id).feedback is not None
