@@ -8,11 +8,14 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import soundfile
 from msgspec.structs import replace
 
 from commands.adapters import register
@@ -27,6 +30,7 @@ from domain.events.progress import TrainingProgressed
 from domain.events.trainings import TrainingRequested
 from domain.models import NOISE
 from domain.trainings import TRAININGS, Training, folder
+from infra.backup import back_up
 from tests import audit
 from tests.conditions import eventually
 from tests.local.parts import Parts, stop
@@ -34,6 +38,9 @@ from tests.local.test_datasets import builder, built, flac_of, said, song
 from tests.local.test_training import SMALL, sound, write_contradictions, write_pairs
 from workers import trainings
 from workers.dataset_folder import BuiltDatasets
+from workers.engine_process import EngineProcess
+from workers.engines.checkpoints import resolve
+from workers.engines.loading import load
 from workers.training import process
 
 LEASE = 1.0
@@ -127,10 +134,35 @@ async def when(parts: Parts, id_: str, *statuses: str) -> Training:
     return found
 
 
+async def check_samples(parts: Parts, body: dict[str, Any]) -> None:
+    """Both clips of two held-out prompts are there, in a backup too, and nothing else of the training is."""
+    id_, kept = body["id"], []
+    urls = [sample[f"{side}_url"] for sample in body["samples"] for side in ("before", "after")]
+    assert urls == [f"/trainings/{id_}/samples/{n}-{side}.flac" for n in (1, 2) for side in ("before", "after")]
+    for number, url in enumerate(urls):
+        sample = body["samples"][number // 2]
+        assert sample["is_held_out"]
+        answer = await parts.http.get(url)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "audio/flac")
+        assert soundfile.info(BytesIO(answer.content)).duration == pytest.approx(sample["duration_seconds"], abs=0.1)
+        kept.append(f"{folder(id_)}/samples/1/{sha256(answer.content).hexdigest()}.flac")
+    assert sorted(stored.key for stored in await parts.objects.list(folder(id_))) == sorted(set(kept))
+    assert len(set(kept)) == 4
+    unknown = await parts.http.get(f"/trainings/{id_}/samples/3-before.flac")
+    assert unknown.status_code == 404
+    copy = parts.folder / "copy"
+    await asyncio.to_thread(back_up, parts.folder, copy, parts.journal.now(), lambda *_: None)
+    assert all((copy / "objects" / key).is_file() for key in kept)
+    await parts.objects.delete(kept[0])
+    assert (await parts.http.get(urls[0])).status_code == 410
+    assert (await parts.http.get(urls[1])).status_code == 200
+
+
 async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(parts: Parts, data: Path) -> None:
-    id_ = await ask(parts)
+    id_ = await ask(parts, config={**SMALL, "samples": 2})
     waiting = (await parts.http.get(f"/trainings/{id_}")).json()
     assert (waiting["status"], waiting["progress"], waiting["adapter_id"]) == ("queued", 0.0, None)
+    assert waiting["samples"] == []
     async with trainers(parts, data):
         await when(parts, id_, "completed", "failed")
     body = (await parts.http.get(f"/trainings/{id_}")).json()
@@ -148,7 +180,7 @@ async def test_a_training_ends_with_an_adapter_that_tells_where_it_came_from(par
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     for name in files:
         assert (await parts.http.get(f"/adapters/{adapter['id']}/files/{name}")).status_code == 200
-    assert await parts.objects.list(folder(id_)) == []
+    await check_samples(parts, body)
     listed = (await parts.http.get("/trainings", params={"dataset_id": "d1", "status": "completed"})).json()
     assert [each["id"] for each in listed["items"]] == [id_]
     assert await parts.history(id_, "trainings") == [
@@ -372,9 +404,9 @@ async def test_a_training_that_a_stranger_asked_for_fails_and_hurts_nobody(parts
     assert (await parts.http.get("/trainings/t1")).status_code == 200
 
 
-async def test_a_training_learns_from_what_listeners_said(parts: Parts) -> None:
-    """From feedback to an adapter: nobody asked for an export."""
-    for number in range(26):
+async def test_a_taste_is_learnt_from_what_listeners_said_and_picks_the_best_of_three(parts: Parts) -> None:
+    """From feedback to an adapter, without an export, and to a job that is sung with it by the model itself."""
+    for number in range(40):
         sounds = [flac_of(sound(bright=bright, seed=2 * number + bright)) for bright in (True, False)]
         await song(parts, f"job{number}", clips=sounds, prompt_id=f"p{number}", model_id=NOISE.id)
         await parts.journal.append(
@@ -383,16 +415,31 @@ async def test_a_training_learns_from_what_listeners_said(parts: Parts) -> None:
     building = builder(parts)
     made = await built(parts, name="liked", type="preference", held_out=0.3)
     await stop(building)
-    assert made["sample_count"] == 26
-    id_ = await ask(parts, dataset_id=made["id"])
+    assert made["sample_count"] == 40
+    id_ = await ask(parts, dataset_id=made["id"], method="taste")
     async with trainers(parts):
         ended = await when(parts, id_, "completed", "failed")
     assert (ended.status, ended.error) == ("completed", None)
+    assert ended.metrics["pair_accuracy"] > 0.8
     adapter = (await parts.http.get(f"/adapters/{ended.adapter_id}")).json()
     assert adapter["training_config"]["dataset_digest"] == made["digest"]
-    assert adapter["training_config"]["dataset_rows"] == 26
+    assert adapter["training_config"]["dataset_rows"] == 40
     assert adapter["lineage"]["dataset"] == made["id"]
     assert adapter["lineage"]["positions"] == made["positions"]
+    asked = {"prompt": "song 99", "duration": 0.5, "seed": 5, "best_of": 3, "adapter_id": adapter["id"]}
+    job_id = (await parts.http.post("/generate", json=asked)).json()["job_id"]
+    engine = EngineProcess(load, resolve(NOISE.id), "cpu")
+    await engine.start()
+    async with parts.working(engine, lease=10.0):
+        job = await parts.when(job_id, "completed", "failed", seconds=600)
+    await engine.stop()
+    assert job.status == "completed", job.error
+    [sample_id] = (await parts.http.get(f"/jobs/{job_id}")).json()["sample_ids"]
+    best = (await parts.http.get(f"/audio/{sample_id}")).json()
+    scores = {score["seed"]: score["preference"] for score in best["scores"]}
+    assert (best["picked_by"], [*scores]) == ("preference", [5, 6, 7])
+    assert best["generation_params"]["seed"] == max(scores, key=lambda seed: scores[seed])
+    assert best["adapter"] == {"name": "jazz", "version": "1.0.0"}
 
 
 async def test_a_dataset_that_cannot_be_learnt_from_is_refused(parts: Parts) -> None:
