@@ -2,6 +2,9 @@
 
 import { el } from "./dom.js";
 
+// Milliseconds for which a studio may be away, as while it starts again on a busy machine, and may say that it cannot.
+const AWAY = 60000, UNABLE = 20000;
+
 let position = null;
 let asking = null;
 
@@ -21,15 +24,15 @@ export async function request(method, path, { body, headers = {}, signal } = {})
   const isForm = body instanceof FormData;
   if (body !== undefined && !isForm) sent["Content-Type"] = "application/json";
   let answer;
-  for (let tries = 0; ; tries++) {
+  for (const begun = Date.now(); ;) {
     try {
       answer = await fetch(path, { method, headers: sent, body: body === undefined || isForm ? body : JSON.stringify(body), signal });
     } catch (error) {
-      if (signal?.aborted || tries >= 20 || (method === "POST" && !sent["Idempotency-Key"])) throw signal?.aborted ? error : new Error("The studio does not answer. It may be starting again; try once more.");
+      if (signal?.aborted || Date.now() - begun > AWAY || (method === "POST" && !sent["Idempotency-Key"])) throw signal?.aborted ? error : new Error("The studio does not answer. It may be starting again; try once more.");
       await new Promise((done) => setTimeout(done, 500));
       continue;
     }
-    if (answer.status !== 503 || tries >= 20) break;
+    if (answer.status !== 503 || Date.now() - begun > UNABLE) break;
     await new Promise((done) => setTimeout(done, 1000));
   }
   if (answer.status === 401) {

@@ -25,6 +25,7 @@ from tests.local.conftest import Running
 ROUNDS: Final = int(os.environ.get("ROUNDS", "8"))
 REQUESTS: Final = int(os.environ.get("REQUESTS", "1500"))
 PROBES: Final = int(os.environ.get("PROBES", "5000"))
+REFUSED_AT_ONCE: Final = 500
 NOISE_SIGMAS: Final = 3.0
 CLIENTS: Final = 4
 JOB: Final = {"prompt": "rain", "duration": 1}
@@ -90,7 +91,9 @@ async def measure(opened: Studio, keyed: Studio) -> None:
 
 
 async def probe(studio: Studio) -> None:
-    """Over one connection, one request at a time, of which kind is drawn anew each time."""
+    """One request at a time, of which kind is drawn anew each time, over connections from many addresses: the refusals
+    of one address are limited.
+    """
     draw = random.Random(18)
     key = studio.headers["X-API-Key"]
     prefix, key_id, secret = key.split("_", 2)
@@ -105,8 +108,10 @@ async def probe(studio: Studio) -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in kinds}
     url = httpx.URL(studio.running.url)
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    for name in draw.sample([*kinds] * PROBES, len(kinds) * PROBES):
+    for number, name in enumerate(draw.sample([*kinds] * PROBES, len(kinds) * PROBES)):
+        if number % REFUSED_AT_ONCE == 0:
+            address = f"127.0.{1 + number // REFUSED_AT_ONCE}.1"
+            reader, writer = await asyncio.open_connection(url.host, url.port, local_addr=(address, 0))
         asked = f"GET /models HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {kinds[name]()}\r\n\r\n".encode()
         began = time.perf_counter()
         writer.write(asked)
@@ -114,7 +119,8 @@ async def probe(studio: Studio) -> None:
         times[name].append(time.perf_counter() - began)
         assert head.startswith(b"HTTP/1.1 401"), head
         await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-    writer.close()
+        if (number + 1) % REFUSED_AT_ONCE == 0:
+            writer.close()
     for name, found in times.items():
         print(f"{name:20} refused after {1e6 * statistics.median(found):7.0f} us (median of {len(found)})")
     wrong, unknown, again = times.values()

@@ -1,6 +1,10 @@
-"""The page: memory while a gallery of 100,000 jobs scrolls, time until it can be used, frames while jobs report."""
+"""The page: memory while a gallery of 100,000 jobs scrolls, what the first load takes, frames while jobs report.
+
+The variable JOBS is of the gallery.
+"""
 
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Request, async_playwright
 
 from api.app import create_app
 from api.http.hosts import AllowedHosts
@@ -18,7 +22,7 @@ from tests.bench.read_side import fill
 from tests.local.conftest import Running
 from tests.local.parts import open_parts
 
-JOBS: Final = 100_000
+JOBS: Final = int(os.environ.get("JOBS", "100000"))
 STEPS: Final = 400  # screens that are scrolled through one after the other, and then as many jumps
 EVERY: Final = 100
 LOADS: Final = 10
@@ -76,14 +80,24 @@ async def scrolling(browser: Browser, folder: Path) -> None:
 
 
 async def drawing(browser: Browser, url: str) -> None:
-    ready = []
+    ready, loaded = [], list[Request]()
+
+    def note(request: Request) -> None:
+        loaded.append(request)
+
     for _ in range(LOADS):
+        # Each in a context of its own, where nothing is kept from the one before.
         page = await browser.new_page()
+        loaded.clear()
+        page.on("requestfinished", note)
         start = time.perf_counter()
         await page.goto(f"{url}/studio")
         await page.get_by_role("button", name="Make", exact=True).wait_for()
         ready.append(time.perf_counter() - start)
+        sizes = [await each.sizes() for each in loaded]
         await page.close()
+    sent = sum(each["responseBodySize"] + each["responseHeadersSize"] for each in sizes)
+    print(f"the first load of an empty studio takes {sent / 1000:.0f} kB in {len(sizes)} answers")
     print(f"usable after {statistics.median(ready):.2f} s (median), {max(ready):.2f} s (slowest of {LOADS})")
     page = await browser.new_page(viewport={"width": 1280, "height": 900})
     before: list[str] = []

@@ -34,7 +34,7 @@ def window(
     context = opened.new_context(
         base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     page = context.new_page()
 
     def heard(message: Any) -> None:

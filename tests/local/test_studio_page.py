@@ -16,7 +16,7 @@ from infra.servers import ports
 from tests.local.browser import browser, window
 from tests.local.conftest import Running
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=180_000)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = ("#/", "#/gallery", "#/tests", "#/learn")
 
