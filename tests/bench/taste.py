@@ -1,8 +1,11 @@
 """A simulated listener with a hidden taste: pairs, a training by the method taste, and blind same-seed pairs of base
-and adapter on prompts that nobody has rated.
+and adapter on prompts that nobody has rated. Of the same pairs it says how many have the tempo of their prompt's song,
+first of the base's clips, then of the adapter's; with JUDGE=1 also how many have its drums, lead and mode, by a judge
+that is trained first, for half an hour of one core.
 
 TASTES names some of brightness, bass, onsets, dynamics, drums; PAIRS, ERRORS and SEEDS are lists too, such as
-PAIRS="64 128" ERRORS="0 0.2" SEEDS="0 1 2"; JUDGED is the number of blind pairs. Clips of the base are kept in CACHE.
+PAIRS="64 128" ERRORS="0 0.2" SEEDS="0 1 2"; JUDGED is the number of blind pairs. Clips of the base and the judge are
+kept in CACHE.
 """
 
 import os
@@ -22,6 +25,7 @@ from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, T
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano.descriptions import describe
+from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, Judge, correct_attributes, tempo
 from workers.engines.musicgen.nano.songs import compose
 from workers.training.config import config
 from workers.training.run import Training
@@ -37,6 +41,7 @@ SECONDS: Final = 5.0
 FIRST_SONG: Final = 9_000_000
 FIRST_JUDGED: Final = 9_500_000
 RATE: Final = NANO.sample_rate
+ATTRIBUTES: Final = ("tempo", "drums", "lead", "mode")
 
 
 def _spectra(sound: Sound, window: int, hop: int) -> Sound:
@@ -93,11 +98,14 @@ def main() -> None:
     heard = [prompt(FIRST_JUDGED + number) for number in range(JUDGED)]
     rated = kept("rated", lambda: list(made(prompts, [[2 * n, 2 * n + 1] for n in range(len(prompts))])))
     base = kept("base", lambda: list(made(heard, [[n] for n in range(JUDGED)])))
+    judge = Judge.load_or_train(CACHE / "judge.pt") if os.environ.get("JUDGE") else None
     for taste in TASTES:
         for pairs in PAIRS:
             for errors in ERRORS:
                 for seed in SEEDS:
-                    one_turn(LISTENERS[taste], prompts[:pairs], rated, heard, base, errors=errors, seed=seed)
+                    one_turn(
+                        LISTENERS[taste], prompts[:pairs], rated, heard, base, judge=judge, errors=errors, seed=seed
+                    )
 
 
 def one_turn(
@@ -107,6 +115,7 @@ def one_turn(
     heard: Sequence[str],
     base: Sequence[Sequence[Sound]],
     *,
+    judge: Judge | None,
     errors: float,
     seed: int,
 ) -> None:
@@ -135,6 +144,19 @@ def one_turn(
     figures = f"{share}, gain {result.metrics['held_out_gain']:.2f}, KL {result.metrics['held_out_kl']:.4f}"
     hears = ", ".join(each["words"] for each in result.hears) or "nothing in words"
     print(f"{what}: wins {wins:.2f} of {len(scores)}, {minutes:.1f} minutes; {figures}; hears: {hears}", flush=True)
+    before, after = (followed(judge, [clips[0] for clips in each]) for each in (base, ours))
+    said = ", ".join(f"{name} {before[name]:.1%} to {after[name]:.1%}" for name in before)
+    print(f"{what}: prompts followed: {said}", flush=True)
+
+
+def followed(judge: Judge | None, clips: Sequence[Sound]) -> dict[str, float]:
+    """Of each attribute the share of clips that have it as the prompt's song has it."""
+    songs = [compose(FIRST_JUDGED + number) for number in range(len(clips))]
+    if judge is None:
+        right = [abs(tempo(clip) / song.tempo - 1) < TEMPO_TOLERANCE for clip, song in zip(clips, songs, strict=True)]
+        return {"tempo": float(np.mean(right))}
+    found = [correct_attributes(judge.predict(clip), song) for clip, song in zip(clips, songs, strict=True)]
+    return {name: float(np.mean([one[name] for one in found])) for name in ATTRIBUTES}
 
 
 def prompt(number: int) -> str:
