@@ -68,6 +68,9 @@ from workers.webhooks import QueueingOfWebhooks
 
 PATIENCE_SECONDS: Final = 5.0
 REST_SECONDS: Final = 60.0
+# Clients and proxies keep an idle connection for 60 s at most: closed before them, it would lose the request that is on
+# its way.
+KEPT_SECONDS: Final = 75
 
 logger: Final = logging.getLogger(__name__)
 
@@ -356,6 +359,7 @@ async def _http(
         access_log=False,
         proxy_headers=False,
         timeout_graceful_shutdown=3,
+        timeout_keep_alive=KEPT_SECONDS,
     )
     server = Server(config)
     async with asyncio.TaskGroup() as tasks:
