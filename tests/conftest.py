@@ -13,7 +13,8 @@ from tests import servers
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-LONG = ("tests/cluster/", "tests/local/test_trainings.py", "tests/local/test_training.py", "tests/local/test_loop.py")
+ALONE = "tests/local/test_trainings.py"
+LONG = ("tests/cluster/", ALONE, "tests/local/test_training.py", "tests/local/test_loop.py")
 # Kafka starts in two thirds of the time, and no test lasts long enough for better code to pay.
 JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
@@ -42,8 +43,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group(nodeid: str) -> str:
-    """Tests that use the same servers stay together, as some of them kill a server; others go by their file."""
-    return servers.set_of(nodeid) or nodeid.partition("::")[0]
+    """Tests that use the same servers stay together, as some of them kill a server; others go by their file.
+
+    Trainings, which take a minute each, share nothing.
+    """
+    file = nodeid.partition("::")[0]
+    return servers.set_of(nodeid) or (nodeid if file == ALONE else file)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

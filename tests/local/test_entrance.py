@@ -17,6 +17,7 @@ PLACES = {
     "adapter_id": "a1",
     "dataset_id": "d1",
     "training_id": "r1",
+    "melody_id": "melody-1",
     "export_format": "preference",
     "key_id": "k1",
     "name": "adapter_config.json",
