@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import io
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import soundfile
@@ -18,6 +19,8 @@ from workers import chroma
 from workers.engine import Opening
 from workers.trade import AttemptError
 
+T = TypeVar("T")
+
 LARGEST: Final = 500_000_000  # bytes of a master
 LEAD_SECONDS: Final = 1.0
 BLOCK: Final = 65_536  # samples at a time
@@ -26,29 +29,27 @@ BLOCK: Final = 65_536  # samples at a time
 async def opening(objects: ObjectStore, continued: Continuation, model: Model | None) -> Opening:
     """Waits out outages of the object store. Raises AttemptError where trying again cannot help."""
     named = f"Sample {continued.sample_id} cannot be continued"
-    try:
-        flac = await until_done(partial(_fetch, objects, continued.storage_path), "The worker")
-    except NotFoundError as error:
-        way_out = "Put it back, or continue another sample"
-        raise AttemptError(f"{named}: its file {error.key!r} is gone from the object store. {way_out}.") from error
-    try:
-        return await asyncio.to_thread(_end, flac, continued, model)
-    except (ValueError, soundfile.LibsndfileError) as error:
-        raise AttemptError(f"{named}: its file {continued.storage_path!r} {error}.") from error
+    way_out = "Put it back, or continue another sample"
+    return await _read(objects, continued.storage_path, partial(_end, continued=continued, model=model), named, way_out)
 
 
 async def melody(objects: ObjectStore, followed: Melody) -> tuple[int, ...]:
     """Its tones. Waits out outages of the object store. Raises AttemptError where trying again cannot help."""
     named = f"Melody {followed.id} cannot be followed"
+    way_out = "Put it back, or submit the job again with another melody"
+    return await _read(objects, followed.storage_path, partial(_tones, followed=followed), named, way_out)
+
+
+async def _read(objects: ObjectStore, key: str, read: Callable[[bytes], T], named: str, way_out: str) -> T:
+    """`read` raises ValueError, or what soundfile raises, for a file that is not the one that was stored."""
     try:
-        flac = await until_done(partial(_fetch, objects, followed.storage_path), "The worker")
+        flac = await until_done(partial(_fetch, objects, key), "The worker")
     except NotFoundError as error:
-        way_out = "Put it back, or submit the job again with another melody"
         raise AttemptError(f"{named}: its file {error.key!r} is gone from the object store. {way_out}.") from error
     try:
-        return await asyncio.to_thread(_tones, flac, followed)
+        return await asyncio.to_thread(read, flac)
     except (ValueError, soundfile.LibsndfileError) as error:
-        raise AttemptError(f"{named}: its file {followed.storage_path!r} {error}.") from error
+        raise AttemptError(f"{named}: its file {key!r} {error}.") from error
 
 
 async def _fetch(objects: ObjectStore, key: str) -> bytes:
