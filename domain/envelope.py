@@ -19,6 +19,8 @@ CANONICAL: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z"
 MAX_DEPTH: Final = 64
 STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 BRACKETS: Final = re.compile(rb"[\[\]{}]")
+KEPT: Final = 2_048
+KEPT_BYTES: Final = 8_192
 
 
 def encode(event: Event | Erased, *, event_id: str, time: str, correlation: Correlation | None = None) -> Message:
@@ -47,8 +49,21 @@ def encode(event: Event | Erased, *, event_id: str, time: str, correlation: Corr
 
 
 def decode(record: Record) -> Recorded:
-    """Never fails on bytes; raises UnknownVersionError where reading on would be wrong."""
+    """Never fails on bytes; raises UnknownVersionError where reading on would be wrong.
 
+    The followers of a process read the same records one after the other, so small ones are kept for the next of them.
+    """
+    place = hash(record.position) % len(_decoded)
+    kept = _decoded[place]
+    if kept is not None and kept[0] == record:
+        return kept[1]
+    recorded = _decode(record)
+    if len(record.value or b"") <= KEPT_BYTES:
+        _decoded[place] = record, recorded
+    return recorded
+
+
+def _decode(record: Record) -> Recorded:
     time = ""
 
     def recorded(event: Event | Erased | UnknownEvent | Undecodable) -> Recorded:
@@ -114,3 +129,4 @@ class _Tagged(Struct):
 _encoder: Final = msgspec.json.Encoder()
 _tag_decoder: Final = msgspec.json.Decoder(_Tagged)
 _decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Union[tuple(EVENTS.values())])  # noqa: UP007
+_decoded: Final[list[tuple[Record, Recorded] | None]] = [None] * KEPT

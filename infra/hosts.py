@@ -1,7 +1,6 @@
 """The processes that fold the views: Faust's on a cluster, a task's on one machine, and rebuilds."""
 
 import contextlib
-import gc
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,6 +8,7 @@ from functools import partial
 from domain.errors import ConflictError
 from infra import cluster
 from infra.bootstrap import log_and_store, open_log, opened
+from infra.garbage import collect_rarely
 from infra.settings import Settings, unusable
 from projections.hosts import faust as faust_host
 from projections.hosts import rebuild as rebuilding
@@ -19,6 +19,7 @@ from projections.hosts.rebuild import Comparison, Progress
 
 async def project(settings: Settings) -> None:
     """A host of the views, until cancelled: Faust's for a log on Kafka, which processes share."""
+    collect_rarely()
     if settings.log != "sqlite":
         await faust_host.run(projection_host(settings))
         return
@@ -54,6 +55,5 @@ async def rebuild(
     async with contextlib.AsyncExitStack() as stack:
         log = await opened(stack, open_log(settings))
         store = await opened(stack, cluster.mongo_store(settings, outdated=True))
-        # Or else the garbage collector looks through every module again and again while the events pass.
-        gc.freeze()
+        collect_rarely()
         return await rebuilding.rebuild(log, store, topics, progress)

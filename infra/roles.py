@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,6 +35,7 @@ from domain.ports import Counters, EventLog, ObjectStore, ReadStore
 from domain.trainings import Training
 from domain.webhooks import Delivery
 from infra import bootstrap, logs, tracing
+from infra.garbage import collect_rarely
 from infra.loopback import is_loopback_alone
 from infra.serving import Patience, Server, listen, protocol
 from infra.settings import Settings, path, unusable
@@ -369,9 +369,7 @@ async def _http(
         await _check_reach(settings, services)
         answered = tasks.create_task(server.serve(sockets=[listener]))
         try:
-            # Or else the garbage collector looks through every module again and again while requests pass.
-            gc.collect()
-            gc.freeze()
+            collect_rarely()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             yield f"http://{host}:{listener.getsockname()[1]}"
         finally:

@@ -1,7 +1,5 @@
 """The event log in one SQLite file: durable, ordered, and open to any number of processes at once."""
 
-# ruff: noqa: S608 -- every name in a statement is a topic's, and topics are named in code
-
 import asyncio
 import logging
 import sys
@@ -22,6 +20,8 @@ from msgspec.structs import replace
 from domain.aggregates import TOPICS
 from domain.errors import ConflictError, TooLargeError, UnavailableError, UncertainError
 from domain.ports import Batch, Message, Position, Record, Topic, TopicPartition
+from infra.storage.log_table import LogTable
+from infra.storage.recent import Recent
 from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, truncate_wal, write_ahead
 
 T = TypeVar("T")
@@ -60,8 +60,9 @@ class SqliteLog:
         self._sweep_seconds = sweep_seconds
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._tables: dict[TopicPartition, _Table] = {}
+        self._tables: dict[TopicPartition, LogTable] = {}
         self._heads: dict[TopicPartition, int] = {}
+        self._recent = defaultdict[TopicPartition, Recent](Recent)
         self._news = asyncio.Event()
         self._pending: list[Append] = []
         self._queue: SimpleQueue[list[Append] | None] = SimpleQueue()
@@ -120,13 +121,15 @@ class SqliteLog:
                 await self._news.wait()
                 continue
             try:
-                records, reached = await self._readers.run(partial(self._fetch, ranges=behind, limit=BATCH))
+                found = self._shared(behind)
+                if found is None:
+                    found = await self._readers.run(partial(self._fetch, ranges=behind, limit=BATCH))
             except UnavailableError as error:
                 logger.warning("A follower of the event log waits: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            at |= reached
-            yield Batch(records, reached)
+            at |= found[1]
+            yield Batch(*found)
 
     async def ends(self, topic: str) -> dict[int, int]:
         sql = "SELECT partition, next FROM heads WHERE topic = ?"
@@ -174,7 +177,7 @@ class SqliteLog:
                     f"{self._path} keeps {topic.name!r} {kept[compacted]}; asked for was {kept[topic.compacted]}. "
                     "That cannot change once a topic exists."
                 )
-            tables = {(topic.name, number): _Table(topic, number) for number in range(partitions)}
+            tables = {(topic.name, number): LogTable(topic, number) for number in range(partitions)}
             if topic.name not in known:
                 for at, table in tables.items():
                     connection.execute(table.create)
@@ -222,6 +225,17 @@ class SqliteLog:
                 records.append(Record(Position(topic, partition, offset), key, value, _headers.decode(headers)))
             reached[topic, partition] = rows[-1][0] + 1 if len(rows) == share else end
         return records, reached
+
+    def _shared(
+        self, ranges: Mapping[TopicPartition, tuple[int, int]]
+    ) -> tuple[list[Record], dict[TopicPartition, int]] | None:
+        """The same without asking the file, which every follower would do after every append."""
+        records: list[Record] = []
+        for at, (start, end) in ranges.items():
+            if (found := self._recent[at].between(start, end)) is None:
+                return None
+            records += found
+        return records, {at: end for at, (_, end) in ranges.items()}
 
     def _write(self) -> None:
         closing = False
@@ -300,6 +314,7 @@ class SqliteLog:
                 for table in self._tables.values():
                     if table.retention_seconds is not None:
                         connection.execute(table.expire, (self._clock() - table.retention_seconds,))
+                self._loop.call_soon_threadsafe(self._recent.clear)
             if self._unerased:
                 self._unerased = not truncate_wal(connection)
         except apsw.Error as error:
@@ -312,9 +327,14 @@ class SqliteLog:
             self._write_connection = None
 
     def _settle(self, group: list[Append], positions: list[list[Position]], heads: dict[TopicPartition, int]) -> None:
-        for (_, done), result in zip(group, positions, strict=True):
+        appended = defaultdict[TopicPartition, list[Record]](list)
+        for (rows, done), result in zip(group, positions, strict=True):
             if not done.done():
                 done.set_result(result)
+            for (at, key, value, headers), position in zip(rows, result, strict=True):
+                appended[at].append(Record(position, key, value, _headers.decode(headers)))
+        for at, records in appended.items():
+            self._recent[at].add(records)
         self._publish(heads)
 
     def _publish(self, heads: Mapping[TopicPartition, int]) -> None:
@@ -360,37 +380,6 @@ def _refuse(group: list[Append], failure: type[Exception], sentence: str) -> Non
     for _, done in group:
         if not done.done():
             done.set_exception(failure(sentence))
-
-
-class _Table:
-    """The statements of one partition; a table each, so that every insert is at the end of a B-tree."""
-
-    def __init__(self, topic: Topic, partition: int) -> None:
-        name = f'"{topic.name}/{partition}"'
-        self.retention_seconds = topic.retention_seconds
-        self.create = (
-            f"CREATE TABLE {name} (offset INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB, headers BLOB NOT NULL, "
-            "appended_at REAL NOT NULL);"
-        )
-        if topic.compacted:
-            self.create += f'CREATE INDEX "{topic.name}/{partition} by key" ON {name} (key);'
-        self.insert = f"INSERT INTO {name} VALUES (?, ?, ?, ?, ?)"
-        kept = "AND substr(headers, 1, 1) <> x'00' " if topic.compacted else ""
-        self.select = (
-            f"SELECT offset, key, value, headers FROM {name} WHERE offset >= ? AND offset < ? {kept}"
-            "ORDER BY offset LIMIT ?"
-        )
-        # Overwritten in place, and not deleted: SQLite would merge pages, and leave copies of the records beside it
-        # where no later erasure finds them.
-        self.erase = (
-            f"UPDATE {name} SET value = zeroblob(length(value)), headers = zeroblob(length(headers)) "
-            f"WHERE offset IN (SELECT t.offset FROM json_each(?) AS e JOIN {name} AS t "
-            f"ON t.key = e.value ->> 0 AND t.offset < e.value ->> 1 {kept})"
-        )
-        self.expire = (
-            f"DELETE FROM {name} WHERE offset < coalesce((SELECT offset FROM {name} WHERE appended_at >= ? "
-            f"ORDER BY offset LIMIT 1), {sys.maxsize})"
-        )
 
 
 _headers: Final = msgspec.json.Decoder(dict[str, str])

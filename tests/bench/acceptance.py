@@ -35,6 +35,7 @@ from tests.conditions import eventually_sync
 from tests.processes import Role, fresh, running
 from tests.servers import ROOT, servers
 from workers.engine import Clip, EngineRequest, Progress
+from workers.engine_process import EngineProcess
 
 CLIENTS: Final = (1, 16, 64)
 SECONDS: Final = int(os.environ.get("SECONDS", "5"))
@@ -202,20 +203,11 @@ def peer(folder: Path, found: Programs, python: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
 
 
-class Silent:
+class Silent(EngineProcess):
     """An engine that is never done with its first job."""
-
-    device: Final = "cpu"
-    capacity: Final = 1
-
-    def __init__(self, *_: object) -> None:
-        """Takes what an EngineProcess is made of."""
 
     async def start(self) -> None:
         """There is nothing to load."""
-
-    async def stop(self) -> None:
-        """There is nothing to end."""
 
     async def generate(self, _: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
         await asyncio.Event().wait()
