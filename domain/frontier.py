@@ -1,14 +1,19 @@
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from domain.ports import Position, TopicPartition, after
 
 
 class Frontier:
-    """How far a reader of the log has come, for those who wait for it; `next` has the offset to go on from."""
+    """How far a reader of the log has come, for those who wait for it; `next` has the offset to go on from.
+
+    `wanted` is set while anyone waits.
+    """
 
     def __init__(self) -> None:
         self.next: dict[TopicPartition, int] = {}
+        self.wanted = asyncio.Event()
         self._moved = asyncio.Event()
         self._waiting: dict[asyncio.Future[None], Mapping[TopicPartition, int]] = {}
 
@@ -21,6 +26,7 @@ class Frontier:
             del self._waiting[future]
             if not future.done():
                 future.set_result(None)
+        self._note()
 
     async def moved(self) -> None:
         await self._moved.wait()
@@ -34,10 +40,12 @@ class Frontier:
             return
         future = asyncio.get_running_loop().create_future()
         self._waiting[future] = wanted
+        self._note()
         try:
             await future
         finally:
             self._waiting.pop(future, None)
+            self._note()
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether all the positions have been read within that time."""
@@ -47,6 +55,18 @@ class Frontier:
         except TimeoutError:
             return False
         return True
+
+    async def rest(self, seconds: float) -> None:
+        """Until anyone waits, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wanted.wait()
+
+    def _note(self) -> None:
+        if self._waiting:
+            self.wanted.set()
+        else:
+            self.wanted.clear()
 
     def _has(self, wanted: Mapping[TopicPartition, int]) -> bool:
         return all(self.next.get(partition, -1) >= end for partition, end in wanted.items())

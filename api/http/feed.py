@@ -20,6 +20,7 @@ from domain.keys import KEYS
 from domain.ports import Batch
 from domain.trainings import TRAININGS
 from projections.freshness.tail import Tail
+from projections.project import REST_SECONDS, SMALL_BATCH
 
 SILENCE: Final = 10.0
 REMEMBERED: Final = 10_000
@@ -60,6 +61,9 @@ class Feed:
                 self._take(recorded)
             facts = [recorded for recorded in batch.records if recorded.position.topic != TOPIC.name]
             self._tail.take(Batch(facts, batch.reached))
+            # Or else every record would be asked for by itself, which costs as much as a batch of them.
+            if len(batch.records) < SMALL_BATCH:
+                await self._tail.rest(REST_SECONDS)
 
     def progress(self, job_id: str, attempt: int) -> JobProgressed | None:
         known = self._progress.get(job_id)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 
 from domain.frontier import Frontier
 from domain.journal import until_done
@@ -11,16 +10,12 @@ from projections.project import FOLDS
 
 
 class Folded:
-    """`wanted` is set while anyone waits."""
-
     def __init__(self, log: EventLog, store: ReadStore) -> None:
         self._log = log
         self._store = store
         self._goal: dict[TopicPartition, int] = {}
         self._begun = asyncio.Event()
         self._frontier = Frontier()
-        self._waiting = 0
-        self.wanted = asyncio.Event()
 
     async def run(self) -> None:
         """Moves on with the log until cancelled."""
@@ -43,25 +38,12 @@ class Folded:
 
     async def wait(self, positions: Iterable[Position], seconds: float) -> bool:
         """Whether the views have folded all the positions within that time."""
-        self._waiting += 1
-        self.wanted.set()
-        try:
-            return await self._frontier.wait(positions, seconds)
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self.wanted.clear()
+        return await self._frontier.wait(positions, seconds)
 
     async def caught_up(self, seconds: float) -> bool:
         """Whether everything that is on the log now has been folded within that time."""
         ends = await self._ends()
         return await self.wait((Position(*partition, end - 1) for partition, end in ends.items()), seconds)
-
-    async def _rest(self, seconds: float) -> None:
-        """Until somebody waits, at most so long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.wanted.wait()
 
     async def _look(self) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
         """The log's ends, which are the goal, and what the views have folded of them."""

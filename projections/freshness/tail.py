@@ -167,6 +167,10 @@ class Tail:
             if self.unfolded.held.count >= self._limit / 2:
                 self.unfolded = self.unfolded.compact()
 
+    async def rest(self, seconds: float) -> None:
+        """Until anyone waits for what has not come, at most so long."""
+        await self._frontier.rest(seconds)
+
     def has(self, positions: Iterable[Position]) -> bool:
         return self._frontier.has_reached(positions)
 

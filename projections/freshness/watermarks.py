@@ -18,8 +18,8 @@ class Watermarks(Folded):
             # Should the views be emptied, they are ready again only with all that they had shown.
             self._goal = {partition: max(end, offsets[partition]) for partition, end in self._goal.items()}
             self._advance(offsets)
-            if self.wanted.is_set():
+            if self._frontier.wanted.is_set():
                 await asyncio.sleep(LOOK_SECONDS)
             else:
-                await self._rest(IDLE_SECONDS if self.ready else BEHIND_SECONDS)
+                await self._frontier.rest(IDLE_SECONDS if self.ready else BEHIND_SECONDS)
             offsets = await self._stored()

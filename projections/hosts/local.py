@@ -20,5 +20,5 @@ class LocalHost(Folded):
                 partial(project, self._log, self._store, batch.records, batch.reached, letters), "The views' host"
             )
             self._advance(batch.reached)
-            if len(batch.records) < SMALL_BATCH and not self.wanted.is_set():
-                await self._rest(REST_SECONDS)
+            if len(batch.records) < SMALL_BATCH:
+                await self._frontier.rest(REST_SECONDS)

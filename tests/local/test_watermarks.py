@@ -73,7 +73,7 @@ async def test_a_stop_is_heard_at_the_very_moment_that_somebody_begins_to_wait(p
     running = asyncio.create_task(views.run())
     assert await views.caught_up(10)
     await asyncio.sleep(0.05)
-    views.wanted.set()
+    views._frontier.wanted.set()
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=5)
     assert done == {running}
