@@ -81,6 +81,46 @@ async def test_several_processes_share_a_log_and_one_follows_them_all(path: Path
         assert [record.value for record in seen if record.key == key] == [b"%d" % number for number in range(100)]
 
 
+async def test_followers_see_what_two_processes_append_in_turn_once_and_in_order(path: Path, log: SqliteLog) -> None:
+    other = await SqliteLog.open(path, TOPICS)
+    both = [asyncio.create_task(follow_until(each, 200)) for each in (log, other)]
+    for number in range(200):
+        writer = log if number % 7 < 4 else other
+        await writer.append([Message("kept", str(number), b"", {"number": str(number)})])
+    for records in await asyncio.gather(*both):
+        assert [(each.position.offset, each.key, each.headers) for each in records] == [
+            (number, str(number), {"number": str(number)}) for number in range(200)
+        ]
+    await other.close()
+
+
+async def test_what_was_just_appended_is_followed_without_asking_the_file(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append([Message("kept", "0", b"", {})])
+    following = asyncio.create_task(follow_until(log, 10))
+    await asyncio.sleep(0.05)
+
+    async def asked(_: object) -> None:
+        pytest.fail("the file was asked")
+
+    monkeypatch.setattr(log._readers, "run", asked)
+    for number in range(1, 10):
+        await log.append([Message("kept", str(number), b"", {})])
+    assert [record.key for record in await following] == [str(number) for number in range(10)]
+    monkeypatch.undo()
+
+
+async def follow_until(log: SqliteLog, count: int) -> list[Record]:
+    records: list[Record] = []
+    async with asyncio.timeout(PATIENCE):
+        async for batch in log.follow({("kept", 0): 0}):
+            records += batch.records
+            if len(records) >= count:
+                break
+    return records
+
+
 async def test_every_acknowledged_append_outlives_a_kill(path: Path) -> None:
     process = await writer(path, "key", 1_000_000)
     assert process.stdout is not None

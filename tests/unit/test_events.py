@@ -65,6 +65,13 @@ def test_the_envelope_is_cloudevents_in_binary_mode(event: type[Event]) -> None:
     assert headers["content-type"] == "application/json"
 
 
+def test_a_record_that_comes_again_is_not_decoded_again_but_another_one_in_its_place_is() -> None:
+    first, copy = record(golden(PromptCreated)), record(golden(PromptCreated))
+    assert decode(copy) is decode(first)
+    other = record(golden(PromptCreated), ce_id="id-2")
+    assert (decode(other).id, decode(first).id) == ("id-2", "id-1")
+
+
 def test_an_unknown_type_is_passed_over() -> None:
     raw = Record(Position("jobs", 0, 0), "job", b'{"type":"JobPraised","stars":5}', {"ce_time": TIME, "ce_id": "x"})
     assert decode(raw).event == UnknownEvent("JobPraised")
