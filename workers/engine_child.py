@@ -1,6 +1,5 @@
 """The child process that a model lives in, and what it and its parent tell each other."""
 
-import gc
 import os
 import queue
 import signal
@@ -14,6 +13,7 @@ from msgspec import Struct
 
 from workers.engine import Clip, Engine, EngineError, EngineRequest, Failure, Update
 from workers.engines import memory
+from workers.garbage import uncollected
 
 # An ordered stop may signal every process of a terminal or a service. The parent alone acts on it, and ends the child.
 ORDERS_TO_STOP: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -58,16 +58,12 @@ def serve(
     log()
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
-    # While libraries are imported, the collector would look through all their objects again and again: a tenth of the
-    # time until the model is ready.
-    gc.disable()
     try:
-        engine = build(*arguments)
+        with uncollected():
+            engine = build(*arguments)
     except EngineError as error:
         pipe.send(Refused(str(error)))
         return
-    gc.freeze()
-    gc.enable()
     pipe.send(Ready(engine.device, engine.capacity))
     with suppress(BrokenPipeError):
         work(engine, orders, pipe)

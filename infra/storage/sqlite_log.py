@@ -25,7 +25,7 @@ from infra.storage.recent import Recent
 from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, truncate_wal, write_ahead
 
 T = TypeVar("T")
-Row: TypeAlias = tuple[TopicPartition, str, bytes | None, bytes]
+Row: TypeAlias = tuple[TopicPartition, Message, bytes]  # its headers, encoded
 Append: TypeAlias = tuple[list[Row], asyncio.Future[list[Position]]]
 
 BATCH: Final = 1_000
@@ -197,14 +197,14 @@ class SqliteLog:
             raise ValueError(f"The event log has no topic {message.topic!r}.")
         if message.value is None and not topic.compacted:
             raise ValueError(f"The topic {topic.name!r} erases nothing, so it takes no tombstone of {message.key!r}.")
-        key, headers = message.key.encode(), msgspec.json.encode(message.headers)
-        if (size := len(key) + len(headers) + len(message.value or b"")) > self._max_record_bytes:
+        headers = msgspec.json.encode(message.headers)
+        if (size := len(message.key.encode()) + len(headers) + len(message.value or b"")) > self._max_record_bytes:
             raise TooLargeError(
                 f"A record of {size:,} bytes on {topic.name!r} is over the limit of {self._max_record_bytes:,} bytes; "
                 "nothing was appended."
             )
         place = zlib.crc32((message.partition_key or message.key).encode()) % topic.partitions
-        return (topic.name, place), message.key, message.value, headers
+        return (topic.name, place), message, headers
 
     def _hand_over(self) -> None:
         if self._pending:
@@ -287,15 +287,15 @@ class SqliteLog:
         now = self._clock()
         for rows, _ in group:
             placed: list[Position] = []
-            for at, key, value, headers in rows:
+            for at, message, headers in rows:
                 if (offset := heads.get(at)) is None:
                     head = "SELECT next FROM heads WHERE topic = ? AND partition = ?"
                     offset = connection.execute(head, at).get
                     inserts[at] = []
                 heads[at] = offset + 1
-                inserts[at].append((offset, key, value, headers, now))
-                if value is None:
-                    erasures[at].append((key, offset))
+                inserts[at].append((offset, message.key, message.value, headers, now))
+                if message.value is None:
+                    erasures[at].append((message.key, offset))
                 placed.append(Position(*at, offset))
             positions.append(placed)
         for at, bindings in inserts.items():
@@ -331,8 +331,8 @@ class SqliteLog:
         for (rows, done), result in zip(group, positions, strict=True):
             if not done.done():
                 done.set_result(result)
-            for (at, key, value, headers), position in zip(rows, result, strict=True):
-                appended[at].append(Record(position, key, value, _headers.decode(headers)))
+            for (at, message, _), position in zip(rows, result, strict=True):
+                appended[at].append(Record(position, message.key, message.value, message.headers))
         for at, records in appended.items():
             self._recent[at].add(records)
         self._publish(heads)

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
+from workers.garbage import uncollected
+
 LONGEST_LINE: Final = 16_000_000
 NICENESS: Final = 10
 STOP_SECONDS: Final = 60.0
@@ -141,12 +143,13 @@ def main() -> None:
 
 
 def _carried_out(order: Order, is_stopped: Any) -> Said:
-    from workers.engine import EngineError  # noqa: PLC0415
-    from workers.engines.checkpoints import resolve  # noqa: PLC0415
-    from workers.training.config import config  # noqa: PLC0415
-    from workers.training.errors import Stopped, TrainingError  # noqa: PLC0415
-    from workers.training.examples import base_model, read  # noqa: PLC0415
-    from workers.training.run import Point, Training  # noqa: PLC0415
+    with uncollected():
+        from workers.engine import EngineError  # noqa: PLC0415
+        from workers.engines.checkpoints import resolve  # noqa: PLC0415
+        from workers.training.config import config  # noqa: PLC0415
+        from workers.training.errors import Stopped, TrainingError  # noqa: PLC0415
+        from workers.training.examples import base_model, read  # noqa: PLC0415
+        from workers.training.run import Point, Training  # noqa: PLC0415
 
     last = [0]
 
