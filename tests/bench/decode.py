@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -67,9 +67,9 @@ def generate(engine: MusicgenEngine, network: Any, rows: int, seconds: float, na
     encoded = engine._tokenizer([PROMPT] * rows, return_tensors="pt", padding=True).to(engine.device)
     frames = round(seconds * network.config.audio_encoder.frame_rate)
     options: dict[str, Any] = {"do_sample": True, "guidance_scale": 3.0, "top_k": 250, "max_new_tokens": frames + 3}
-    if names:
-        options["adapter_names"] = names * 2
-    with torch.inference_mode():
+    # generate() takes no names of adapters where only the decoder is PEFT's. Guidance doubles the clips.
+    named = network.decoder._enable_peft_forward_hooks(adapter_names=names * 2) if names else nullcontext()
+    with torch.inference_mode(), named:
         network.generate(**encoded, **options)
         if engine.device != "cpu":
             torch.cuda.synchronize()

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -142,13 +143,22 @@ def cancels() -> list[int]:
             done[0] += 1
 
     class Pipe:
+        is_closed = False
+
         def send(self, message: object) -> None:
+            if self.is_closed:
+                raise BrokenPipeError
             if isinstance(message, Stopped):
                 stopped.put(done[0])
 
+    def serve_until_closed(pipe: Any) -> None:
+        with suppress(BrokenPipeError):
+            work(engine, orders, pipe)
+
     engine._decoder.run = counted  # type: ignore[method-assign]
-    serving: Any = work
-    threading.Thread(target=serving, args=(engine, orders, Pipe()), daemon=True).start()
+    pipe = Pipe()
+    serving = threading.Thread(target=serve_until_closed, args=(pipe,))
+    serving.start()
     for number in range(CANCELS + 8):
         takes = [Take(index, index) for index in range(2)]
         orders.put(EngineRequest(id=f"{number}", prompt=PROMPTS[number % 4], duration=10, takes=takes))
@@ -157,6 +167,8 @@ def cancels() -> list[int]:
             asked = done[0]
             orders.put(Cancel(f"{number - 8}"))
             found.append(stopped.get() - asked)
+    pipe.is_closed = True
+    serving.join()
     return found
 
 
