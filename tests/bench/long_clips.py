@@ -5,6 +5,7 @@ clip's 99th percentile of the same. The variable SECONDS lists the lengths.
 """
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -51,14 +52,25 @@ def main() -> None:
     engine, window = load(resolve(NANO.id), "cpu"), NANO.max_duration
     _, _, short = make(engine, window)
     print(f"a clip of {window:g} s needs {short:.0f} MB\n")
-    for seconds in LENGTHS:
-        sound, spent, most = make(engine, seconds)
-        width = round(2 * NEAR / HOP) + 1
-        peaks = np.lib.stride_tricks.sliding_window_view(flux(sound, NANO.sample_rate), width).max(1)
-        seams = np.arange(window, seconds, window * (1 - KEPT_SHARE))
-        found, usual = peaks[((seams - NEAR) / HOP).astype(int)], np.percentile(peaks, 99)
-        print(
-            f"{seconds:g} s in {spent:.1f} s: {most - short:+.0f} MB, of which {sound.nbytes / 1e6:.0f} are audio; "
-            f"flux at {len(seams)} seams: median {np.median(found):.3f}, most {found.max():.3f}, "
-            f"{np.mean(found > usual):.0%} above the clip's 99th percentile of {usual:.3f}"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        # Looking at the spectra needs much memory, which the process would keep.
+        for number, seconds in enumerate(LENGTHS):
+            sound, spent, most = make(engine, seconds)
+            megabytes = f"{most - short:+.0f} MB, of which {sound.nbytes / 1e6:.0f} are audio"
+            print(f"{seconds:g} s in {spent:.1f} s: {megabytes}", flush=True)
+            np.save(Path(folder, f"{number}.npy"), sound)
+            del sound
+        print()
+        for number, seconds in enumerate(LENGTHS):
+            look(np.load(Path(folder, f"{number}.npy")), seconds, window)
+
+
+def look(sound: NDArray[np.float32], seconds: float, window: float) -> None:
+    width = round(2 * NEAR / HOP) + 1
+    peaks = np.lib.stride_tricks.sliding_window_view(flux(sound, NANO.sample_rate), width).max(1)
+    seams = np.arange(window, seconds, window * (1 - KEPT_SHARE))
+    found, usual = peaks[((seams - NEAR) / HOP).astype(int)], np.percentile(peaks, 99)
+    print(
+        f"{seconds:g} s: flux at {len(seams)} seams: median {np.median(found):.3f}, most {found.max():.3f}, "
+        f"{np.mean(found > usual):.0%} above the clip's 99th percentile of {usual:.3f}"
+    )
