@@ -21,8 +21,11 @@ JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JDK_JAVA_OPTIONS", JAVA_OPTIONS)
-    # A shell that starts the run in the background has SIGINT ignored in all of its processes.
+    # A shell that starts the run in the background has SIGINT ignored in all of its processes, and nohup SIGHUP, which
+    # the run goes on ignoring; only its children hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if config.getoption("numprocesses", None):
         servers.share()
 

@@ -74,7 +74,10 @@ def test_a_worker_whose_terminal_goes_away_stops_cleanly_before_its_model_is_the
         assert os.read(terminal, 1000).startswith(b"Generating")
         os.close(terminal)
         worker.send_signal(signal.SIGHUP)
-        assert worker.wait(timeout=30) == 0
+        try:
+            assert worker.wait(timeout=30) == 0
+        finally:
+            worker.kill()
 
 
 STUBBORN = """
