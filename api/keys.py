@@ -5,7 +5,6 @@ from typing import Final
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.status_codes import HTTP_201_CREATED
-from msgspec import Struct
 from msgspec.structs import asdict
 
 from api.http import pages, positions
@@ -15,28 +14,7 @@ from api.http.positions import CURRENT
 from api.http.services import Injected
 from commands import keys as commands
 from commands.transact import existing, read_back
-from domain.events.keys import Scope
-from domain.keys import KEYS, Key, KeyRequest
-
-
-class KeyBody(Struct, frozen=True, kw_only=True):
-    """`is_valid` says whether it opens anything now."""
-
-    id: str
-    owner: str
-    scopes: list[Scope]
-    label: str
-    ab_test_id: str | None
-    is_valid: bool
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-
-
-class NewKey(KeyBody, frozen=True, kw_only=True):
-    """`key` is the text to send, which is shown this once."""
-
-    key: str
+from domain.keys import KEYS, KeyBody, KeyRequest, NewKey, body
 
 
 @post("/keys", operation_id="createKey", opt={**CURRENT, **ADMIN}, status_code=HTTP_201_CREATED, tags=["keys"])
@@ -79,18 +57,3 @@ async def revoke_key(services: Injected, key_id: FromPath[str]) -> Response[KeyB
 
 
 ROUTES: Final = (create_key, list_keys, revoke_key)
-
-
-def body(key: Key, now: str) -> KeyBody:
-    request = key.request
-    return KeyBody(
-        id=key.id,
-        owner=request.owner,
-        scopes=list(request.scopes),
-        label=request.label,
-        ab_test_id=request.ab_test_id,
-        is_valid=key.is_valid(now),
-        created_at=key.created_at,
-        expires_at=request.expires_at,
-        revoked_at=key.revoked_at,
-    )

@@ -52,7 +52,42 @@ class Key(Struct, frozen=True, kw_only=True):
         return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
+class KeyBody(Struct, frozen=True, kw_only=True):
+    """`is_valid` says whether it opens anything now."""
+
+    id: str
+    owner: str
+    scopes: list[Scope]
+    label: str
+    ab_test_id: str | None
+    is_valid: bool
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class NewKey(KeyBody, frozen=True, kw_only=True):
+    """`key` is the text to send, which is shown this once."""
+
+    key: str
+
+
 KEYS: Final = View(TOPIC.name, Key, fields=lambda key: {"owner": key.request.owner}, filters=("owner",))
+
+
+def body(key: Key, now: str) -> KeyBody:
+    request = key.request
+    return KeyBody(
+        id=key.id,
+        owner=request.owner,
+        scopes=list(request.scopes),
+        label=request.label,
+        ab_test_id=request.ab_test_id,
+        is_valid=key.is_valid(now),
+        created_at=key.created_at,
+        expires_at=request.expires_at,
+        revoked_at=key.revoked_at,
+    )
 
 
 def text(key_id: str, secret: str) -> str:

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from domain.events import timestamp
 from domain.events.keys import Scope
-from domain.keys import Key, KeyRequest
+from domain.keys import KeyBody, KeyRequest, NewKey, body
 from infra.cli.console import chosen_settings, console, run
 from text2song.client import AsyncStudio
 from text2song.connection import chosen_key
@@ -21,20 +21,8 @@ UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(
 PAGE: Final = 200
 
 
-class Listed(Struct, frozen=True):
-    id: str
-    owner: str
-    scopes: list[str]
-    label: str
-    ab_test_id: str | None
-    is_valid: bool
-    expires_at: str | None
-    revoked_at: str | None
-    key: str | None = None
-
-
-class ListedPage(Struct, frozen=True):
-    items: list[Listed]
+class KeyPage(Struct, frozen=True):
+    items: list[KeyBody]
     next_cursor: str | None
 
 
@@ -89,9 +77,9 @@ def revoke(key_id: str, url: str | None, data: str | None) -> None:
 async def _create(url: str | None, data: str | None, fields: dict[str, Any]) -> None:
     if (studio := _studio(url, data)) is not None:
         async with AsyncStudio(studio) as client:
-            body = {name: value for name, value in fields.items() if value is not None}
-            made = await client.post("/keys", body, Listed)
-        key_id, text = made.id, made.key or ""
+            wanted = {name: value for name, value in fields.items() if value is not None}
+            made = await client.post("/keys", wanted, NewKey)
+        key_id, text = made.id, made.key
     else:
         from infra import roles
 
@@ -104,26 +92,26 @@ async def _create(url: str | None, data: str | None, fields: dict[str, Any]) -> 
 
 
 async def _list(url: str | None, data: str | None) -> None:
-    found: list[Listed] = []
+    found: list[KeyBody] = []
     if (studio := _studio(url, data)) is not None:
         async with AsyncStudio(studio) as client:
             path: str | None = f"/keys?limit={PAGE}"
             while path is not None:
-                page = await client.fetch(path, ListedPage)
+                page = await client.fetch(path, KeyPage)
                 found += page.items
                 path = f"/keys?limit={PAGE}&cursor={page.next_cursor}" if page.next_cursor else None
     else:
         from infra import roles
 
         now = timestamp(datetime.now(UTC))
-        found = [_listed(key, now) for key in await roles.list_keys(chosen_settings(data=data))]
+        found = [body(key, now) for key in await roles.list_keys(chosen_settings(data=data))]
     console.print(_table(found))
 
 
 async def _revoke(key_id: str, url: str | None, data: str | None) -> None:
     if (studio := _studio(url, data)) is not None:
         async with AsyncStudio(studio) as client:
-            owner = (await client.remove(f"/keys/{key_id}", Listed)).owner
+            owner = (await client.remove(f"/keys/{key_id}", KeyBody)).owner
     else:
         from infra import roles
 
@@ -137,21 +125,7 @@ def _studio(url: str | None, data: str | None) -> str | None:
     return url or ("http://127.0.0.1:8000" if chosen_key() else None)
 
 
-def _listed(key: Key, now: str) -> Listed:
-    request = key.request
-    return Listed(
-        id=key.id,
-        owner=request.owner,
-        scopes=list(request.scopes),
-        label=request.label,
-        ab_test_id=request.ab_test_id,
-        is_valid=key.is_valid(now),
-        expires_at=request.expires_at,
-        revoked_at=key.revoked_at,
-    )
-
-
-def _table(found: Sequence[Listed]) -> Table:
+def _table(found: Sequence[KeyBody]) -> Table:
     owner, label = (Column(name, overflow="fold", min_width=6) for name in ("owner", "label"))
     table = Table(Column("id", no_wrap=True), owner, "scopes", label, Column("state", no_wrap=True))
     for key in found:
