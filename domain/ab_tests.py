@@ -30,7 +30,7 @@ from domain.events.ab_tests import (
 from domain.events.jobs import JobSubmitted
 from domain.events.prompts import PromptCreated
 from domain.jobs import Job
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 
 Status: TypeAlias = Literal["generating", "ready", "closed"]
@@ -38,7 +38,7 @@ PairStatus: TypeAlias = Literal["generating", "generated", "failed"]
 ARMS: Final[tuple[Arm, Arm]] = ("A", "B")
 
 
-class ABTest(Struct, frozen=True, kw_only=True):
+class ABTest(Judged, frozen=True, kw_only=True):
     """`failed` are the pairs that had failed when the test became ready, `left_out` those and the pairs lost since."""
 
     id: str
@@ -58,9 +58,6 @@ class ABTest(Struct, frozen=True, kw_only=True):
     @property
     def pairs(self) -> tuple[Pair, ...]:
         return self.request.pairs
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 class Vote(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from domain.events.adapters import (
 )
 from domain.events.jobs import AdapterSnapshot
 from domain.lora import CHANCE, PREFERENCE
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 from domain.prompts import CONTROL, control_faults
 
@@ -61,7 +61,7 @@ class AdapterChanges(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     is_active: bool | UnsetType = UNSET
 
 
-class Adapter(Struct, frozen=True, kw_only=True):
+class Adapter(Judged, frozen=True, kw_only=True):
     id: str
     request: AdapterRegistered
     is_active: bool
@@ -71,9 +71,6 @@ class Adapter(Struct, frozen=True, kw_only=True):
     position: int
     suspect: bool = False
     outcomes: tuple[Outcome, ...] = ()
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 FILTERS: Final = ("base_model", "training_dataset_id", "training_id")

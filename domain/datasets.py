@@ -34,7 +34,7 @@ from domain.events.datasets import (
     Format,
     Kind,
 )
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "building", "built", "failed"]
@@ -59,7 +59,7 @@ class Export(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Dataset(Struct, frozen=True, kw_only=True):
+class Dataset(Judged, frozen=True, kw_only=True):
     """`failures` counts attempts that reported an error, `lost` those in a row that ended without word.
 
     `erased_feedback` and `erased_jobs` are ids, sorted, of what it rests on and that was erased since it was built;
@@ -115,9 +115,6 @@ class Dataset(Struct, frozen=True, kw_only=True):
 
     def export(self, wanted: str) -> Export | None:
         return next((export for export in self.exports if export.format == wanted), None)
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 DATASETS: Final = View(

@@ -35,7 +35,7 @@ from domain.events.jobs import (
     JobSubmitted,
     SampleGenerated,
 )
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "cancelling", "cancelled"]
@@ -49,7 +49,7 @@ class Sample(Struct, frozen=True):
     position: int
 
 
-class Job(Struct, frozen=True, kw_only=True):
+class Job(Judged, frozen=True, kw_only=True):
     """`failures` counts attempts that reported an error, `lost` those in a row that ended without word or sample.
 
     Offsets in `partition`: `origin` of the submission, `position` of the last event folded, `silenced` of the one that
@@ -125,9 +125,6 @@ class Job(Struct, frozen=True, kw_only=True):
     def awaits_purge(self) -> bool:
         """Whether it was deleted with audio that is still stored; that of a cancelled job is gone already."""
         return bool(self.deleted_at and self.samples and not self.purged_at) and self.status in {"completed", "failed"}
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 JOBS: Final = View(

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from domain.errors import Fault, InvalidError, NotFoundError
 from domain.events import END, MAX_LABEL, NAME, Recorded, timestamp
 from domain.events.keys import MAX_OWNER, OWNER_FORM, TOPIC, KeyCreated, KeyEvent, KeyRevoked, Scope
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 from domain.prompts import control_faults
 
@@ -34,7 +34,7 @@ class KeyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expires_at: str | None = None
 
 
-class Key(Struct, frozen=True, kw_only=True):
+class Key(Judged, frozen=True, kw_only=True):
     id: str
     request: KeyCreated
     created_at: str
@@ -47,9 +47,6 @@ class Key(Struct, frozen=True, kw_only=True):
     def is_valid(self, now: str) -> bool:
         expires_at = self.request.expires_at
         return self.revoked_at is None and (expires_at is None or now < expires_at)
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 class KeyBody(Struct, frozen=True, kw_only=True):

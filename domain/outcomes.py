@@ -31,6 +31,13 @@ class Judging(Protocol):
     def outcome(self, event_id: str) -> Outcome | None: ...
 
 
+class Judged(Struct, frozen=True):
+    """What aggregates that keep `outcomes` have in common."""
+
+    def outcome(self: Judging, event_id: str) -> Outcome | None:
+        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
+
+
 J = TypeVar("J", bound=Judging)
 
 

@@ -36,7 +36,7 @@ from domain.events.trainings import (
     TrainingSample,
     TrainingStarted,
 )
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 
 Status: TypeAlias = Literal["queued", "processing", "completed", "failed", "cancelling", "cancelled"]
@@ -59,7 +59,7 @@ class TrainingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     user_id: str | None = None
 
 
-class Training(Struct, frozen=True, kw_only=True):
+class Training(Judged, frozen=True, kw_only=True):
     """`failures` counts attempts that reported an error, `lost` those in a row that ended without word or checkpoint.
     `position` and `origin` are offsets in `partition`, as a job's.
     """
@@ -102,9 +102,6 @@ class Training(Struct, frozen=True, kw_only=True):
     @property
     def is_stopping(self) -> bool:
         return self.status == "cancelling"
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 TRAININGS: Final = View(

@@ -30,7 +30,7 @@ from domain.events.webhooks import (
     WebhookStarted,
 )
 from domain.jobs import Job
-from domain.outcomes import Outcome, judge
+from domain.outcomes import Judged, Outcome, judge
 from domain.ports import View
 
 # Looks up where a webhook's URL leads, and says what is wrong with that.
@@ -56,7 +56,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     error: str | None
 
 
-class Delivery(Struct, frozen=True, kw_only=True):
+class Delivery(Judged, frozen=True, kw_only=True):
     """`tried` are the last attempts that were reported; `failures` and `lost` are as those of a job."""
 
     id: str
@@ -89,9 +89,6 @@ class Delivery(Struct, frozen=True, kw_only=True):
     @property
     def is_stopping(self) -> bool:
         return False
-
-    def outcome(self, event_id: str) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.event_id == event_id), None)
 
 
 WEBHOOKS: Final = View(
