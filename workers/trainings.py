@@ -17,6 +17,7 @@ import msgspec
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
 from domain.attempts import MAX_LOST
+from domain.datasets import DATASETS
 from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
 from domain.events import MAX_ERROR, Event
 from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
@@ -43,6 +44,7 @@ from workers.training.result import RESULT, Result
 from workers.training.standing import FILE, standing_of
 from workers.training_results import curve, described, sample, sound
 
+LOOK_SECONDS: Final = 0.02
 PROGRESS_EVERY: Final = 1.0
 REMEMBERED: Final = 1_000
 WHO: Final = "The trainer"
@@ -220,10 +222,22 @@ class Learning:
         return TrainingCancelled(training_id=training.id, worker_id=worker_id)
 
     async def _data(self, training: Training, here: Path) -> Path:
+        await self._see_datasets()
         try:
             return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
         except (NotFoundError, ConflictError, DamagedError) as error:
             raise AttemptError(f"{error} Build a dataset, and ask for a training on it.") from error
+
+    async def _see_datasets(self) -> None:
+        """Returns once the views show all that is on the log by now: the request came after its dataset, and the views
+        may be behind both.
+        """
+        ends = await until_done(partial(self._journal.log.ends, DATASETS.name), WHO)
+        while True:
+            folded = await until_done(self._store.watermarks, WHO)
+            if all(folded.get((DATASETS.name, number), 0) >= end for number, end in ends.items()):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
         """Without one, or with one that is not what was stored, the training begins anew."""

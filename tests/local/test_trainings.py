@@ -22,6 +22,7 @@ from commands.adapters import register
 from commands.waiting import StoredViews
 from domain.adapters import ADAPTERS, adapter_id
 from domain.contract.datasets import BUILT, CREATED
+from domain.datasets import DATASETS
 from domain.envelope import decode
 from domain.errors import DamagedError, NotFoundError
 from domain.events.datasets import DatasetStarted
@@ -85,7 +86,7 @@ def relative(folder: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def trainers(
-    parts: Parts, data: Path | Exception | None = None, count: int = 1, **options: Any
+    parts: Parts, data: trainings.Datasets | Path | Exception | None = None, count: int = 1, **options: Any
 ) -> AsyncIterator[list["asyncio.Task[None]"]]:
     for number in range(count):
         # Encoding the clips is half of a short training.
@@ -94,13 +95,15 @@ async def trainers(
             place.mkdir(exist_ok=True)
             (place / "codes").symlink_to(CODES.name)
     found = {"lease": LEASE, "backoff": 0.05, "device": "cpu", **options}
+    datasets = Folders(data) if isinstance(data, Path | Exception) else data
+    datasets = datasets or BuiltDatasets(parts.store, parts.objects)
     tasks = [
         asyncio.create_task(
             trainings.worker(
                 parts.journal,
                 parts.store,
                 parts.objects,
-                BuiltDatasets(parts.store, parts.objects) if data is None else Folders(data),
+                datasets,
                 partial(register, parts.journal, StoredViews(parts.store, parts.host)),
                 place=relative(parts.folder / f"trainer{number}"),
                 **found,
@@ -402,6 +405,33 @@ async def test_a_training_that_a_stranger_asked_for_fails_and_hurts_nobody(parts
         assert (await when(parts, "t1", "completed", "failed")).status == "failed"
         assert (await when(parts, id_, "completed", "failed")).status == "completed"
     assert (await parts.http.get("/trainings/t1")).status_code == 200
+
+
+async def test_a_dataset_is_trained_on_as_soon_as_it_is_built_though_the_views_are_behind(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    save = parts.store.save
+
+    async def slow(*arguments: Any) -> None:
+        await asyncio.sleep(0.3)
+        await save(*arguments)
+
+    class Looked:
+        async def open(self, dataset_id: str, place: Path) -> Path:  # noqa: ARG002
+            found = (await parts.store.get(DATASETS, [dataset_id])).get(dataset_id)
+            seen.append(found.status if found else None)
+            raise NotFoundError("dataset", dataset_id)
+
+    await song(parts, "job", clips=[flac_of(sound(bright=True, seed=1))], samples=1)
+    await parts.journal.append(replace(said("f", "job-0"), rating=5.0))
+    monkeypatch.setattr(parts.store, "save", slow)
+    building = builder(parts)
+    async with trainers(parts, Looked()):
+        made = await built(parts, name="liked", type="supervised")
+        assert (await when(parts, await ask(parts, dataset_id=made["id"]), "completed", "failed")).status == "failed"
+    await stop(building)
+    assert seen == ["built"]
 
 
 async def test_a_taste_is_learnt_from_what_listeners_said_and_picks_the_best_of_three(parts: Parts) -> None:
