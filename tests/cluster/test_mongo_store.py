@@ -149,7 +149,7 @@ async def test_a_server_that_is_killed_in_the_middle_of_writes_costs_nothing(
         await asyncio.to_thread(servers().kill, "mongo")
         await log.append(list(islice(messages, 100)))
         await asyncio.to_thread(servers().start, "mongo")
-    assert await host.caught_up(60)
+    assert await host.caught_up(120), (running, host.offsets)
     await stop(running)
     assert await digests(store) == await folded_locally(log, tmp_path / "views.db")
 
