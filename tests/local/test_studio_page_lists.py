@@ -223,6 +223,39 @@ def test_listening_and_a_blind_test_go_on_through_a_restart(opened: Browser, tmp
     assert running.stop() == 0
 
 
+def test_an_adapter_tells_where_it_comes_from_and_is_put_away_and_taken_up_again(page: Page, room: Running) -> None:
+    asked = {"prompt": "to be learnt", "duration": 0.5, "num_samples": 12}
+    job_id = room.http.post("/generate", json=asked).json()["job_id"]
+    eventually_sync(lambda: room.http.get(f"/jobs/{job_id}").json()["status"] == "completed")
+    for sample in room.http.get(f"/jobs/{job_id}").json()["sample_ids"]:
+        assert room.http.post("/feedback", json={"audio_id": sample, "rating": 5, "tags": ["kept"]}).status_code == 201
+    liked = {"name": "what was kept", "type": "supervised", "filter_query": {"tags": ["kept"]}}
+    dataset_id = room.http.post("/datasets", json=liked).json()["id"]
+    eventually_sync(lambda: room.http.get(f"/datasets/{dataset_id}").json()["status"] == "built")
+    config = {"steps": 4, "batch": 3, "rank": 2, "evaluate_every": 2, "warmup_steps": 1}
+    wanted = {"dataset_id": dataset_id, "method": "sft", "adapter_name": "own", "adapter_version": "1.0.0"}
+    assert room.http.post("/trainings", json={**wanted, "config": config}).status_code == 202
+    page.goto("/studio#/learn")
+    training = page.get_by_role("region", name="Trainings").get_by_role("article", name="own 1.0.0")
+    expect(training).to_contain_text("completed")
+    expect(training.get_by_role("button", name="After the training: ").first).to_be_visible()
+    adapter = page.get_by_role("region", name="Adapters").get_by_role("article", name="own 1.0.0")
+    expect(
+        adapter.get_by_role(
+            "img", name="Where it comes from: 12 judgements, then what was kept, then sft, then own 1.0.0"
+        )
+    ).to_be_visible()
+    assert not violations(page)
+    adapter.get_by_role("button", name="Deactivate").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Deactivate").press("Enter")
+    expect(adapter).to_contain_text("(inactive)")
+    expect(adapter.get_by_role("link", name="Make with it")).to_have_count(0)
+    adapter.get_by_role("button", name="Activate").press("Enter")
+    expect(adapter).not_to_contain_text("(inactive)")
+    adapter.get_by_role("link", name="Make with it").press("Enter")
+    expect(page.get_by_label("Adapter", exact=True)).to_have_value(re.compile(".+"))
+
+
 def test_a_training_a_selection_and_a_test_in_the_making_go_on_through_a_restart(
     opened: Browser, tmp_path: Path
 ) -> None:
