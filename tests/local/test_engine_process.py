@@ -460,6 +460,8 @@ async def test_a_child_tells_how_much_memory_it_took(real: EngineProcess) -> Non
     process = EngineProcess(hangs)
     await process.start()
     singing = asyncio.create_task(sing(process, request(1)))
+    # It answers until it hangs.
+    await asyncio.sleep(0.5)
     asking = asyncio.create_task(process.memory())
     await asyncio.sleep(0)
     await process.stop()

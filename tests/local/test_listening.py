@@ -234,7 +234,8 @@ async def test_what_is_heard_again_is_counted_again_up_to_the_length_of_the_clip
         await eventually(lambda: asyncio.sleep(0, opened.is_silent))
         assert list(opened.seconds) == [short.path, whole.path]
         assert opened.seconds[short.path] == pytest.approx(0.2)
-        assert 0.4 <= opened.seconds[whole.path] < 2
+        # Twice 0.2 s, by a clock that is not the player's.
+        assert 0.35 <= opened.seconds[whole.path] < 2
 
 
 async def test_a_clip_that_is_gone_is_said_so_and_the_others_are_played(room: Room) -> None:
