@@ -106,7 +106,7 @@ async def _register(services: Services, asked: AdapterRequest, folder: Path) -> 
     config = await asyncio.to_thread(adapter_files.read_config, folder / CONFIG)
     base_model, base_revision = adapters.base(asked, config, [model.id for model in registry.models])
     model = registry.find(base_model)
-    checked = await asyncio.to_thread(adapter_files.check, folder, model.decoder if model else None)
+    checked = await asyncio.to_thread(adapter_files.check, folder, model)
     registration = _registration(asked, base_model, base_revision, checked)
     place = registration.storage_path
 

@@ -124,23 +124,23 @@ FAMILIES: Final[Mapping[str, Family]] = {
         capabilities=["text-to-music", "adapters", "continuation", "seeds", "best_of"], draws_tokens=True
     ),
     "riffusion": Family(
-        capabilities=["text-to-music", "seeds"], parameters=_RIFFUSION, guidance_scale=7.0, extra=DIFFUSION
+        capabilities=["text-to-music", "adapters", "seeds"], parameters=_RIFFUSION, guidance_scale=7.0, extra=DIFFUSION
     ),
     "ace-step": Family(
-        capabilities=["text-to-music", "lyrics", "seeds"],
+        capabilities=["text-to-music", "adapters", "lyrics", "seeds"],
         parameters=_ACE_STEP,
         guidance_scale=7.0,
         min_duration=10.0,
         extra=DIFFUSION,
     ),
     "stable-audio": Family(
-        capabilities=["text-to-music", "seeds"],
+        capabilities=["text-to-music", "adapters", "seeds"],
         parameters=[_steps(100, 500), _NEGATIVE],
         guidance_scale=7.0,
         extra=DIFFUSION,
     ),
     "stable-audio-3": Family(
-        capabilities=["text-to-music", "seeds"],
+        capabilities=["text-to-music", "adapters", "seeds"],
         parameters=[_steps(0, 500), _NEGATIVE],
         guidance_scale=1.0,
         extra=DIFFUSION,

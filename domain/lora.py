@@ -1,6 +1,7 @@
 """What a LoRA adapter in PEFT's format must be like: its configuration, and the names and shapes of its weights.
 
-Nothing is taken that the engine would have to leave out: an adapter sounds as it was trained, or is refused.
+Nothing is taken that the engine would have to leave out: an adapter sounds as it was trained, or is refused. Of
+MusicGen, names and sizes are known beforehand; of other models, an engine finds out whether the weights fit.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 
 from domain.errors import Fault
-from domain.models import Decoder
+from domain.models import Decoder, Model
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -32,10 +33,12 @@ MODULES: Final = (*PROJECTIONS, "fc1", "fc2")
 PATH: Final = re.compile(r"\w+(\.\w+)*", re.ASCII)
 TENSOR: Final = re.compile(
     r"base_model\.model\.(?:decoder\.)?"
-    rf"(model\.decoder\.layers\.(0|[1-9][0-9]{{0,3}})\.((?:self_attn|encoder_attn)\.(?:{'|'.join(PROJECTIONS)})|fc1|fc2))"
-    r"\.lora_(A|B)\.weight"
+    r"(?P<path>model\.decoder\.layers\.(?:0|[1-9][0-9]{0,3})\."
+    rf"(?:(?:self_attn|encoder_attn)\.(?:{'|'.join(PROJECTIONS)})|fc1|fc2))\.lora_(?P<half>A|B)\.weight"
 )
+ANY_TENSOR: Final = re.compile(rf"base_model\.model\.(?P<path>{PATH.pattern})\.lora_(?P<half>A|B)\.weight", re.ASCII)
 TENSOR_FORM: Final = "base_model.model.decoder.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
+ANY_FORM: Final = "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight"
 
 Config: TypeAlias = Mapping[str, Any]
 
@@ -50,16 +53,16 @@ class Tensor(Struct, frozen=True, kw_only=True):
     end: int
 
 
-def config_faults(config: Config) -> Iterator[Fault]:
-    """Of what PEFT writes as adapter_config.json."""
-    yield from islice(_config_faults(config), MAX_FAULTS)
+def config_faults(config: Config, model: Model | None) -> Iterator[Fault]:
+    """Of what PEFT writes as adapter_config.json. A base model that is not known is taken for a MusicGen."""
+    yield from islice(_config_faults(config, _is_musicgen(model)), MAX_FAULTS)
 
 
-def weight_faults(config: Config, tensors: Sequence[Tensor], decoder: Decoder | None) -> Iterator[Fault]:
+def weight_faults(config: Config, tensors: Sequence[Tensor], model: Model | None) -> Iterator[Fault]:
     """Of weights of a configuration without faults. Where the base model's sizes are not known, they have to fit each
     other.
     """
-    yield from islice(_weight_faults(config, tensors, decoder), MAX_FAULTS)
+    yield from islice(_weight_faults(config, tensors, model), MAX_FAULTS)
 
 
 def rank(config: Config) -> int:
@@ -68,13 +71,18 @@ def rank(config: Config) -> int:
     return max(ranks)
 
 
-def _config_faults(config: Config) -> Iterator[Fault]:
+def _is_musicgen(model: Model | None) -> bool:
+    return model is None or model.family == "musicgen"
+
+
+def _config_faults(config: Config, is_musicgen: bool) -> Iterator[Fault]:
+    rules = RULES if is_musicgen else {**RULES, "target_modules": ANY_TARGETS}
     for name in ("peft_type", "r", "lora_alpha", "target_modules"):
         if name not in config:
             yield Fault(f"/config/{name}", f"{CONFIG} lacks {name}; save the adapter with PEFT's save_pretrained.")
     for name, value in config.items():
         pointer = "/config/" + name.replace("~", "~0").replace("/", "~1")
-        if rule := RULES.get(name):
+        if rule := rules.get(name):
             is_right, wanted = rule
             if not is_right(value):
                 yield Fault(pointer[:200], f"{CONFIG} has {_quoted(name)} of {_quoted(value)}; it must be {wanted}.")
@@ -83,19 +91,20 @@ def _config_faults(config: Config) -> Iterator[Fault]:
             yield Fault(pointer[:200], detail)
 
 
-def _weight_faults(config: Config, tensors: Sequence[Tensor], decoder: Decoder | None) -> Iterator[Fault]:
+def _weight_faults(config: Config, tensors: Sequence[Tensor], model: Model | None) -> Iterator[Fault]:
     if not tensors:
         yield Fault("/weights", f"{WEIGHTS} has no weights; save the adapter with PEFT's save_pretrained.")
         return
+    is_musicgen = _is_musicgen(model)
     halves: dict[str, dict[str, Tensor]] = {}
     for tensor in tensors:
-        found = TENSOR.fullmatch(tensor.name)
+        found = (TENSOR if is_musicgen else ANY_TENSOR).fullmatch(tensor.name)
         if found is None:
-            detail = (
-                f"{WEIGHTS} has {_quoted(tensor.name)}; only {', '.join(MODULES)} of the decoder's layers can be "
-                f"adapted, with names such as {TENSOR_FORM}."
-            )
-            yield Fault("/weights", detail)
+            what, form = "weights of the network that denoises", ANY_FORM
+            if is_musicgen:
+                what, form = f"{', '.join(MODULES)} of the decoder's layers", TENSOR_FORM
+            detail = f"only {what} can be adapted, with names such as {form}."
+            yield Fault("/weights", f"{WEIGHTS} has {_quoted(tensor.name)}; {detail}")
         elif tensor.dtype not in DTYPES or tensor.dtype != tensors[0].dtype:
             wanted = tensors[0].dtype + ", as the first" if tensor.dtype in DTYPES else f"one of {', '.join(DTYPES)}"
             detail = f"{_quoted(tensor.name)} is {_quoted(tensor.dtype)}; it must be {wanted}."
@@ -103,9 +112,10 @@ def _weight_faults(config: Config, tensors: Sequence[Tensor], decoder: Decoder |
         elif len(tensor.shape) != 2 or not all(1 <= width <= MAX_WIDTH for width in tensor.shape):
             detail = f"{_quoted(tensor.name)} has the shape {[*tensor.shape]}; LoRA weights have two sizes over 0."
             yield Fault("/weights", detail)
-        elif halves.setdefault(found[1], {}).setdefault(found[4], tensor) is not tensor:
-            yield Fault("/weights", f"{WEIGHTS} has two lora_{found[4]} of {found[1]}; each module has one.")
-    sizes = decoder or _inferred(halves)
+        elif halves.setdefault(found["path"], {}).setdefault(found["half"], tensor) is not tensor:
+            yield Fault("/weights", f"{WEIGHTS} has two lora_{found['half']} of {found['path']}; each module has one.")
+    decoder = model.decoder if model else None
+    sizes = decoder or (_inferred(halves) if is_musicgen else None)
     for path, half in halves.items():
         yield from _pair_faults(config, path, half, sizes, decoder)
     yield from _target_faults(config, halves)
@@ -123,9 +133,9 @@ def _pair_faults(
         detail = f"{path} is of layer {layer}, but the base model has {decoder.layers} layers, the first is layer 0."
         yield Fault("/weights", detail)
         return
-    if sizes is None:
-        return
-    inputs, outputs = _widths(module, sizes)
+    inputs, outputs = half["A"].shape[1], half["B"].shape[0]
+    if sizes is not None:
+        inputs, outputs = _widths(module, sizes)
     own = _at(config.get("rank_pattern") or {}, path, config["r"])
     whose = "the base model's" if decoder else "that of the other weights"
     for letter, wanted in (("A", (own, inputs)), ("B", (outputs, own))):
@@ -209,10 +219,14 @@ def _is_pattern(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_targets(value: Any) -> bool:
+    return _is_paths(value) and all(name.rpartition(".")[2] in MODULES for name in value)
+
+
+def _is_paths(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(isinstance(name, str) and PATH.fullmatch(name) and name.rpartition(".")[2] in MODULES for name in value)
+        and all(isinstance(name, str) and PATH.fullmatch(name) for name in value)
     )
 
 
@@ -228,6 +242,7 @@ def _is_initial(value: Any) -> bool:
     return isinstance(value, bool) or value in ("gaussian", "orthogonal", "eva")
 
 
+ANY_TARGETS: Final = (_is_paths, "a list of names of modules")
 # What decides how an adapter sounds, and what only says how it came about. Whatever else PEFT can do is not run here.
 RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "peft_type": (lambda value: value == "LORA", "LORA"),

@@ -27,7 +27,7 @@ from domain.lora import (
     rank,
     weight_faults,
 )
-from domain.models import Decoder
+from domain.models import Model
 
 LENGTH: Final = 8  # bytes in front of the header, which say how long it is
 MAX_HEADER: Final = 4_000_000
@@ -70,19 +70,19 @@ class Facts(Struct):
     data_offsets: tuple[Place, Place]
 
 
-def check(folder: Path, decoder: Decoder | None) -> Checked:
+def check(folder: Path, model: Model | None) -> Checked:
     """Reads both files of the folder, and writes the configuration as it was read: what is kept is what was checked.
 
-    `decoder` has the base model's sizes, where they are known. Raises InvalidError for whatever is wrong.
+    `model` is the base model, where it is known. Raises InvalidError for whatever is wrong.
     """
     config = read_config(folder / CONFIG)
-    _refuse(config_faults(config))
+    _refuse(config_faults(config, model))
     # What is null has its default, which every reader of the file knows.
     config = {name: value for name, value in config.items() if value is not None}
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     with (folder / WEIGHTS).open("rb") as file:
         header, tensors = _header(file)
-        _refuse(weight_faults(config, tensors, decoder))
+        _refuse(weight_faults(config, tensors, model))
         digest = sha256(header)
         for tensor in sorted(tensors, key=lambda tensor: tensor.start):
             for chunk in _chunks(file, tensor.end - tensor.start):

@@ -347,9 +347,9 @@ class Learning:
         """The adapter's id. Doing it twice registers it once. Raises AttemptError where another one has its name."""
         request = training.request
         id_ = adapters.adapter_id(request.adapter_name, request.adapter_version)
-        decoder = await asyncio.to_thread(lambda: resolve(result.base_model).model.decoder)
+        model = await asyncio.to_thread(lambda: resolve(result.base_model).model)
         try:
-            checked = await asyncio.to_thread(adapter_files.check, output, decoder)
+            checked = await asyncio.to_thread(adapter_files.check, output, model)
         except InvalidError as error:
             raise AttemptError(f"The adapter that came of it cannot be used: {error}") from error
         registration = AdapterRegistered(

@@ -42,7 +42,7 @@ async def objects(tmp_path: Path) -> Counting:
 
 async def stored(objects: Counting, tmp_path: Path, seed: int = 0) -> AdapterSnapshot:
     source = made.write(tmp_path / f"source-{seed}", made.packed(made.weights(seed=seed)))
-    checked = check(source, made.DECODER)
+    checked = check(source, NOISE)
     path = folder(checked.sha256, f"a{seed}")
     for name in (CONFIG, WEIGHTS):
         await objects.put(f"{path}/{name}", (source / name).read_bytes())
@@ -61,7 +61,7 @@ async def test_a_preference_model_that_the_digest_speaks_of_comes_along(objects:
     source = made.write(tmp_path / "source", made.packed(made.weights()))
     for name in PREFERENCE:
         (source / name).write_bytes(name.encode())
-    checked = check(source, made.DECODER)
+    checked = check(source, NOISE)
     path = folder(checked.sha256, "a1")
     for file in checked.files:
         await objects.put(f"{path}/{file.name}", (source / file.name).read_bytes())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from domain.events.jobs import Sampling
 from tests import diffusion
 from tests.local.engine import updates
-from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Opening, Progress, Update
+from workers.engine import Clip, EngineError, EngineRequest, Failure, Opening, Progress, Update
 from workers.engine_process import EngineProcess
 from workers.engines import loading, pipelines
 from workers.engines.checkpoints import resolve
@@ -160,7 +160,6 @@ def test_what_the_model_cannot_do_is_refused_at_once(engine: DiffusionEngine) ->
     opening = Opening(pcm=np.zeros((2, 4000), np.float32), kept=2000)
     for fields, said in (
         ({"duration": 4.0}, "The duration is 4 s; .* makes clips of up to 3 s"),
-        ({"adapter": Adapter(sha256="a", folder="a")}, "Adapters are for MusicGen"),
         ({"opening": opening}, "cannot continue other audio"),
         ({"melody": (0, 4, 7)}, "follows no melody"),
         ({"is_judged": True}, "picks no best of several"),

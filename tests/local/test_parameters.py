@@ -94,7 +94,7 @@ async def test_samples_of_models_that_take_other_things_are_compared_in_all_of_t
 async def test_models_are_listed_with_what_they_take(parts: Parts) -> None:
     models = {model["id"]: model for model in (await parts.http.get("/models")).json()["items"]}
     song = models[ACE.id]
-    assert song["capabilities"] == ["text-to-music", "lyrics", "seeds", "stereo"]
+    assert song["capabilities"] == ["text-to-music", "adapters", "lyrics", "seeds", "stereo"]
     assert song["parameters"].keys() == {"priority", "duration", "num_samples"}
     assert song["parameters"]["duration"] == {"default": 10, "minimum": 10, "maximum": 600}
     assert {each["name"]: each for each in song["own_parameters"]}["bpm"] == {

@@ -126,7 +126,7 @@ def test_another_seed_gives_another_adapter(data: Path, cache: Path, tmp_path: P
 
 def test_an_adapter_is_taken_as_it_is_and_says_what_it_came_from(data: Path, cache: Path, tmp_path: Path) -> None:
     result = training(data, tmp_path, cache, "taste").run()
-    checked = adapter_files.check(tmp_path, NOISE.decoder)
+    checked = adapter_files.check(tmp_path, NOISE)
     assert checked.rank == 2
     assert checked.config["base_model_name_or_path"] == NOISE.id
     kept = msgspec.json.decode((tmp_path / RESULT).read_bytes(), type=Result)

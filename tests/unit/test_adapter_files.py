@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from domain import lora
 from domain.errors import InvalidError
 from domain.lora import CONFIG, WEIGHTS
-from domain.models import Decoder
+from domain.models import NOISE, Decoder, Model
 from tests import adapter as made
 from workers import adapter_files
 from workers.adapter_files import Checked, check, listing_digest
@@ -25,17 +25,15 @@ LENGTH = int.from_bytes(PACKED[:8], "little")
 HEADER = json.loads(PACKED[8 : 8 + LENGTH])
 
 
-def refused(folder: Path, content: bytes | None = None, decoder: Decoder | None = made.DECODER, **changes: Any) -> str:
+def refused(folder: Path, content: bytes | None = None, model: Model | None = NOISE, **changes: Any) -> str:
     made.write(folder, content, **changes)
     with pytest.raises(InvalidError) as caught:
-        check(folder, decoder)
+        check(folder, model)
     return str(caught.value)
 
 
-def accepted(
-    folder: Path, content: bytes | None = None, decoder: Decoder | None = made.DECODER, **changes: Any
-) -> Checked:
-    return check(made.write(folder, content, **changes), decoder)
+def accepted(folder: Path, content: bytes | None = None, model: Model | None = NOISE, **changes: Any) -> Checked:
+    return check(made.write(folder, content, **changes), model)
 
 
 def with_entry(name: str, **facts: Any) -> bytes:
@@ -43,14 +41,14 @@ def with_entry(name: str, **facts: Any) -> bytes:
     return made.packed(made.weights(), **{name: {**HEADER[name], **facts}})
 
 
-@pytest.mark.parametrize("decoder", [made.DECODER, None])
-def test_what_peft_saves_is_taken(tmp_path: Path, decoder: Decoder | None) -> None:
-    checked = accepted(tmp_path, decoder=decoder)
+@pytest.mark.parametrize("model", [NOISE, None])
+def test_what_peft_saves_is_taken(tmp_path: Path, model: Model | None) -> None:
+    checked = accepted(tmp_path, model=model)
     assert checked.rank == 2
     assert [file.name for file in checked.files] == [CONFIG, WEIGHTS]
     assert checked.size == sum((tmp_path / name).stat().st_size for name in (CONFIG, WEIGHTS))
     assert checked.sha256 == listing_digest(checked.files)
-    again = check(tmp_path, decoder)
+    again = check(tmp_path, model)
     assert again.sha256 == checked.sha256, "what is kept is what was checked"
 
 
@@ -199,7 +197,7 @@ def test_weights_of_an_unknown_model_have_to_fit_each_other(tmp_path: Path) -> N
     assert "by the rank in adapter_config.json and that of the other weights width" in refused(
         tmp_path,
         changed(lambda weights: weights.update({LAST: np.zeros((32, 2), np.float32)})),
-        decoder=None,
+        model=None,
     )
 
 
@@ -237,7 +235,7 @@ def test_a_changed_byte_never_crashes_the_check_and_never_passes_against_the_rul
         content[place] = value
     made.write(tmp_path, bytes(content))
     try:
-        check(tmp_path, made.DECODER)
+        check(tmp_path, NOISE)
     except InvalidError:
         return
     length = int.from_bytes(content[:8], "little")
@@ -265,7 +263,7 @@ values = st.recursive(
 @given(st.sampled_from([*made.config(), "novel", "a/b~c"]), values)
 def test_whatever_a_configuration_says_its_check_ends_in_sentences(name: str, value: Any) -> None:
     config = {**made.config(), name: value}
-    faults = [*lora.config_faults(config)]
+    faults = [*lora.config_faults(config, NOISE)]
     if faults:
         assert all(fault.detail.endswith(".") and fault.pointer.startswith("/config/") for fault in faults)
         return
@@ -273,5 +271,5 @@ def test_whatever_a_configuration_says_its_check_ends_in_sentences(name: str, va
         lora.Tensor(name=path, dtype="F32", shape=tensor.shape, start=0, end=0)
         for path, tensor in made.weights().items()
     ]
-    list(lora.weight_faults(config, tensors, made.DECODER))
+    list(lora.weight_faults(config, tensors, NOISE))
     assert 1 <= lora.rank(config) <= lora.MAX_RANK

@@ -269,7 +269,7 @@ def test_a_model_that_says_nothing_of_what_it_takes_takes_what_its_family_does()
     bare = replace(ACE, id="local/song@1", parameters=[], capabilities=["text-to-music"], min_duration=0.5)
     found = Registry(bare).active
     assert (found.parameters, found.min_duration, found.guidance_scale) == (ACE.parameters, 10, 7)
-    assert found.capabilities == ["text-to-music", "lyrics", "seeds", "stereo"]
+    assert found.capabilities == ["text-to-music", "adapters", "lyrics", "seeds", "stereo"]
     assert Registry(replace(bare, id=ACE.id)).active.guidance_scale is None
     strange = replace(bare, family="strange")
     assert Registry(strange).active == replace(strange, is_active=True)

@@ -26,7 +26,7 @@ ROOT_ONLY = (
     "infra/faust_app.py",
     "infra/cli/",
 )
-HEAVY = ("workers/engines/noise.py", "workers/engines/faults.py")
+HEAVY = ("workers/engines/noise.py", "workers/engines/faults.py", "workers/engines/lora.py")
 HEAVY_FOLDERS = ("workers/engines/musicgen/", "workers/engines/diffusion/", "workers/training/")
 
 

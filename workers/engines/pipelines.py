@@ -29,6 +29,8 @@ NETWORKS: Final = {
     "ace-step": ("vae", "text_encoder", "condition_encoder", "transformer"),
     "riffusion": ("vae", "text_encoder", "unet"),
 }
+# By family, the part that adapters change.
+DENOISERS: Final = {family: parts[-1] for family, parts in NETWORKS.items()}
 OTHERS: Final = ("tokenizer", "scheduler")
 # These are not loaded: what they do is not asked for.
 SPARED: Final = {

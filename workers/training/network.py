@@ -29,6 +29,8 @@ class Network:
         library.set_verbosity_error()  # type: ignore[no-untyped-call]
         self.model: Model = checkpoint.model
         self.device = torch.device(device)
+        if self.model.family != "musicgen":
+            raise TrainingError(f"{self.model.id} cannot be trained here; a model of the family musicgen can.")
         try:
             built = noise.build(channels=channels or 1) if checkpoint.folder is None else read(checkpoint.folder)
         except Exception as error:

@@ -15,10 +15,12 @@ from msgspec import Struct
 from domain.models import Model
 from workers.engine import Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines.checkpoints import Checkpoint
+from workers.engines.diffusion.adapters import Adapters
 from workers.engines.diffusion.calls import Call, Sound, Tell
 from workers.engines.diffusion.recipe import Recipe
 from workers.engines.diffusion.weights import read
 from workers.engines.faults import NOT_FINITE, failed, unloadable, usable
+from workers.engines.pipelines import DENOISERS
 
 RECIPES: Final = {
     "stable-audio": ("stable_audio", "StableAudioOpen"),
@@ -67,6 +69,7 @@ class DiffusionEngine:
         self.model = model
         self._device = device
         self._recipe = _recipe(model.family)(pipeline.to(device), model)
+        self._adapters = Adapters(getattr(pipeline, DENOISERS[model.family]))
         self._beat = None if device.type == "cuda" else BEAT_SECONDS
         self._active: dict[str, ActiveRequest] = {}
         self._call: Call | None = None
@@ -103,8 +106,6 @@ class DiffusionEngine:
                 f"The duration is {request.duration:g} s; {model.id} makes clips of up to "
                 f"{model.max_extended_duration:g} s. Ask for a shorter clip."
             )
-        if request.adapter is not None:
-            raise EngineError(f"Adapters are for MusicGen; {model.id} takes none. Ask for the music without it.")
         if request.opening is not None:
             raise EngineError(f"{model.id} cannot continue other audio. Ask for a clip from its beginning.")
         if request.melody:
@@ -158,6 +159,7 @@ class DiffusionEngine:
         return [active.progress("encoding")]
 
     def _make(self, request: EngineRequest, take: Take, tell: Tell) -> Sound:
+        self._adapters.use(request.adapter)
         return self._sound(self._recipe.make(request, take.seed, tell), request.duration)
 
     def _sound(self, made: Sound, duration: float) -> Sound:

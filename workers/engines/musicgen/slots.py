@@ -1,18 +1,15 @@
 """LoRA adapters side by side: each takes some columns of shared matrices, and each row of a batch uses its own."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import torch
 from msgspec import Struct
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from workers.engine import Adapter, EngineError
+from workers.engines import lora
 
 COLUMNS: Final = 128
 WIDTHS: Final = 16  # the columns in use are counted in steps of this many
@@ -34,28 +31,6 @@ SITES: Final = {
     "fc2": ("fc2", 0),
 }
 PARTS: Final = {"qkv": 3, "out": 1, "cross_q": 1, "cross_kv": 2, "cross_out": 1, "fc1": 1, "fc2": 1}
-
-
-class LoraConfig(Struct):
-    """The part of PEFT's adapter_config.json that changes what an adapter computes."""
-
-    r: int
-    lora_alpha: float
-    peft_type: str = "LORA"
-    use_rslora: bool = False
-    use_dora: bool = False
-    fan_in_fan_out: bool = False
-    bias: str = "none"
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-
-    def rank(self, module: str) -> int:
-        return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.r)
-
-    def scaling(self, module: str) -> float:
-        alpha = self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.lora_alpha)
-        rank = self.rank(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 class Pair(Struct, frozen=True):
@@ -146,13 +121,7 @@ class Slots:
 def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Pair]:
     """Of a folder as PEFT writes it. Raises EngineError if it is no LoRA of this decoder."""
     folder = Path(adapter.folder)
-    try:
-        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=LoraConfig)
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, msgspec.DecodeError, SafetensorError) as error:
-        raise EngineError(f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
-    if (config.peft_type, config.use_dora, config.fan_in_fan_out, config.bias) != ("LORA", False, False, "none"):
-        raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
+    config, tensors = lora.read(adapter)
     halves: dict[tuple[str, int, str], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         found = KEY.fullmatch(name)
@@ -174,8 +143,6 @@ def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -
                 f"Adapter {folder.name} does not fit the model: {name} is {list(tensor.shape)}, "
                 f"and {list(expected)} is expected."
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise EngineError(f"Adapter {folder.name} is damaged: {name} holds values that are not finite numbers.")
         halves.setdefault((found[1], layer, module), {})[found[5]] = tensor.float()
     pairs = []
     for (path, layer, module), half in halves.items():
@@ -183,11 +150,4 @@ def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -
             raise EngineError(f"Adapter {folder.name} is incomplete: {path} has lora_{min(half)} only.")
         site, part = SITES[module]
         pairs.append(Pair(layer, site, part, half["A"], half["B"].T * config.scaling(path)))
-    if not pairs:
-        raise EngineError(f"Adapter {folder.name} is empty: it changes no weights.")
     return pairs
-
-
-def _pattern(patterns: Mapping[str, object], module: str) -> str:
-    """The first key that the end of the module's path matches, as PEFT looks it up."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)

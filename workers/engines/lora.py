@@ -1,0 +1,59 @@
+"""A LoRA adapter's files, as an engine reads them from its folder."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from msgspec import Struct
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from workers.engine import Adapter, EngineError
+
+
+class LoraConfig(Struct):
+    """The part of PEFT's adapter_config.json that changes what an adapter computes."""
+
+    r: int
+    lora_alpha: float
+    peft_type: str = "LORA"
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    def rank(self, module: str) -> int:
+        return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.r)
+
+    def scaling(self, module: str) -> float:
+        alpha = self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def read(adapter: Adapter) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Its weights by their names, of finite numbers. Raises EngineError for files that are no plain LoRA."""
+    folder = Path(adapter.folder)
+    try:
+        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=LoraConfig)
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, msgspec.DecodeError, SafetensorError) as error:
+        raise EngineError(f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
+    if (config.peft_type, config.use_dora, config.fan_in_fan_out, config.bias) != ("LORA", False, False, "none"):
+        raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
+    if not tensors:
+        raise EngineError(f"Adapter {folder.name} is empty: it changes no weights.")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise EngineError(f"Adapter {folder.name} is damaged: {name} holds values that are not finite numbers.")
+    return config, tensors
+
+
+def _pattern(patterns: Mapping[str, object], module: str) -> str:
+    """The first key that the end of the module's path matches, as PEFT looks it up."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
