@@ -95,7 +95,7 @@ async def test_models_are_listed_with_what_they_take(parts: Parts) -> None:
     models = {model["id"]: model for model in (await parts.http.get("/models")).json()["items"]}
     song = models[ACE.id]
     assert song["capabilities"] == ["text-to-music", "adapters", "lyrics", "seeds", "stereo"]
-    assert song["parameters"].keys() == {"priority", "duration", "num_samples"}
+    assert song["parameters"].keys() == {"priority", "adapter_scale", "duration", "num_samples"}
     assert song["parameters"]["duration"] == {"default": 10, "minimum": 10, "maximum": 600}
     assert {each["name"]: each for each in song["own_parameters"]}["bpm"] == {
         "name": "bpm",
