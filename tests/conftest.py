@@ -21,6 +21,8 @@ JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JDK_JAVA_OPTIONS", JAVA_OPTIONS)
+    # Models of tests are so small that threads which share one with other tests mostly wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell that starts the run in the background has SIGINT ignored in all of its processes, and nohup SIGHUP, which
     # the run goes on ignoring; only its children hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -45,6 +45,8 @@ from workers.engines.loading import load
 from workers.training import process
 
 LEASE = 1.0
+# Without an evaluation nothing ends it early.
+ENDLESS = {**SMALL, "steps": 100_000, "evaluate_every": 100_000}
 # Of clips that several of these trainings read.
 CODES = TemporaryDirectory()
 
@@ -264,7 +266,7 @@ async def test_a_killed_process_is_taken_up_from_its_checkpoint_with_the_same_cu
 
 async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts, data: Path) -> None:
     """From where the first was when it was told to stop, long before a checkpoint was due."""
-    id_ = await ask(parts, config={**SMALL, "steps": 100_000})
+    id_ = await ask(parts, config=ENDLESS)
 
     async def steps_of(attempt: int) -> list[int]:
         told = [decode(record).event for record in await audit.records(parts.log, PROGRESS.name)]
@@ -287,7 +289,7 @@ async def test_a_trainer_that_stops_gives_back_and_another_goes_on(parts: Parts,
 
 
 async def test_a_running_training_is_cancelled_and_leaves_nothing(parts: Parts, data: Path) -> None:
-    id_ = await ask(parts, config={**SMALL, "steps": 100_000})
+    id_ = await ask(parts, config=ENDLESS)
     async with trainers(parts, data, checkpoint_seconds=0.0):
 
         async def has_checkpoint() -> bool:
