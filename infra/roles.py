@@ -310,6 +310,7 @@ def _trainer(
         store,
         objects,
         BuiltDatasets(store, objects),
+        folded,
         partial(register, journal, StoredViews(store, folded)),
         place=settings.folder / "cache" / "training",
         lease=settings.lease_seconds,

@@ -3,6 +3,7 @@ adapter.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -17,7 +18,6 @@ import msgspec
 from domain import adapters, trainings
 from domain.adapters import ADAPTERS
 from domain.attempts import MAX_LOST
-from domain.datasets import DATASETS
 from domain.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError, UncertainError
 from domain.events import MAX_ERROR, Event
 from domain.events.adapters import MAX_ENTRIES, AdapterRegistered
@@ -44,10 +44,12 @@ from workers.training.result import RESULT, Result
 from workers.training.standing import FILE, standing_of
 from workers.training_results import curve, described, sample, sound
 
-LOOK_SECONDS: Final = 0.02
+SEEN_SECONDS: Final = 30.0
 PROGRESS_EVERY: Final = 1.0
 REMEMBERED: Final = 1_000
 WHO: Final = "The trainer"
+
+logger: Final = logging.getLogger(__name__)
 
 
 class Datasets(Protocol):
@@ -55,6 +57,11 @@ class Datasets(Protocol):
         """The dataset as an export's folder, which is put below `place`. Raises NotFoundError, ConflictError for one
         that is not built, and DamagedError.
         """
+
+
+class Folded(Protocol):
+    async def caught_up(self, seconds: float) -> bool:
+        """Whether the views show within that time all that is on the log now."""
 
 
 class Register(Protocol):
@@ -74,6 +81,7 @@ def worker(
     store: ReadStore,
     objects: ObjectStore,
     datasets: Datasets,
+    folded: Folded,
     register: Register,
     *,
     place: Path,
@@ -88,6 +96,7 @@ def worker(
         store,
         objects,
         datasets,
+        folded,
         register,
         place=place,
         lease=lease,
@@ -107,6 +116,7 @@ class Learning:
         store: ReadStore,
         objects: ObjectStore,
         datasets: Datasets,
+        folded: Folded,
         register: Register,
         *,
         place: Path,
@@ -118,6 +128,7 @@ class Learning:
         self._objects = objects
         self._store = store
         self._datasets = datasets
+        self._folded = folded
         self._register_adapter = register
         # The process that trains has another working directory.
         self._place = place.absolute()
@@ -222,22 +233,13 @@ class Learning:
         return TrainingCancelled(training_id=training.id, worker_id=worker_id)
 
     async def _data(self, training: Training, here: Path) -> Path:
-        await self._see_datasets()
+        # The request came after its dataset, and the views may be behind both.
+        while not await until_done(partial(self._folded.caught_up, SEEN_SECONDS), WHO):
+            logger.warning("Training %s waits for the views to show its dataset.", training.id)
         try:
             return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
         except (NotFoundError, ConflictError, DamagedError) as error:
             raise AttemptError(f"{error} Build a dataset, and ask for a training on it.") from error
-
-    async def _see_datasets(self) -> None:
-        """Returns once the views show all that is on the log by now: the request came after its dataset, and the views
-        may be behind both.
-        """
-        ends = await until_done(partial(self._journal.log.ends, DATASETS.name), WHO)
-        while True:
-            folded = await until_done(self._store.watermarks, WHO)
-            if all(folded.get((DATASETS.name, number), 0) >= end for number, end in ends.items()):
-                return
-            await asyncio.sleep(LOOK_SECONDS)
 
     async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
         """Without one, or with one that is not what was stored, the training begins anew."""

@@ -106,6 +106,7 @@ async def trainers(
                 parts.store,
                 parts.objects,
                 datasets,
+                parts.host,
                 partial(register, parts.journal, StoredViews(parts.store, parts.host)),
                 place=relative(parts.folder / f"trainer{number}"),
                 **found,
