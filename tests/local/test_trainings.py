@@ -106,8 +106,8 @@ async def trainers(
                 parts.store,
                 parts.objects,
                 datasets,
-                parts.host,
                 partial(register, parts.journal, StoredViews(parts.store, parts.host)),
+                folded=parts.host,
                 place=relative(parts.folder / f"trainer{number}"),
                 **found,
             ).run()
