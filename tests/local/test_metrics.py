@@ -16,6 +16,7 @@ from domain.events.jobs import JobAttemptFailed, JobCompleted, JobStarted
 from domain.events.progress import WorkerAlive
 from domain.models import NOISE
 from domain.ports import ObjectInfo, Query, View
+from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
 
@@ -41,6 +42,12 @@ def requests(found: Samples, method: str, route: str, status: str) -> float:
 
 def of(found: Samples, name: str, **labels: str) -> float:
     return found[name, tuple(sorted(labels.items()))]
+
+
+async def counted(parts: Parts, **events: int) -> bool:
+    """Whether so many events of jobs are counted, which happens as they are heard of."""
+    found = await figures(parts)
+    return all(of(found, "text2song_job_events_total", event=name) == count for name, count in events.items())
 
 
 async def test_requests_are_counted_by_route_and_never_by_what_a_stranger_wrote(parts: Parts) -> None:
@@ -75,7 +82,7 @@ async def test_the_queue_is_shown_by_model_with_the_age_of_its_oldest_job(parts:
     first = min(job["created_at"] for job in (await parts.http.get("/jobs")).json()["items"])
     age = datetime.now(UTC) - datetime.fromisoformat(first)
     assert timedelta(seconds=of(waiting, "text2song_oldest_queued_job_seconds", model=NOISE.id)) <= age
-    assert of(waiting, "text2song_job_events_total", event="submitted") == 3
+    await eventually(lambda: counted(parts, submitted=3))
     assert of(waiting, "text2song_unfolded_records", topic="jobs") == 0
     assert of(waiting, "text2song_up", source="log") == of(waiting, "text2song_up", source="views") == 1
     async with parts.working(ScriptedEngine()):
