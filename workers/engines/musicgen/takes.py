@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from domain.models import KEPT_SHARE
 from workers.engine import Clip, EngineRequest, Progress, Take
+from workers.engines import memory
 from workers.engines.musicgen.batch import Row
 from workers.engines.musicgen.codec import Rendering
 from workers.engines.musicgen.decoder import Decoder
@@ -114,6 +115,9 @@ class ActiveTake(Struct, eq=False):
 
     def render(self) -> None:
         self.rendering.render(self.codes[:, self.rendering.kept_from : self.rendering.needs])
+        if self.frames > self.window:
+            # A piece leaves holes between what lives on, and a long clip has many pieces.
+            memory.give_back()
 
     def restart(self) -> None:
         self.made, self.row, self.evidence = 0, None, 0.0
