@@ -28,10 +28,12 @@ from transformers import (
 
 from domain.models import NANO, NOISE
 from tests.bench.busy_core import busy
+from tests.bench.long_clips import resident
 from workers.engine import Adapter, Clip, EngineRequest, Failure, Take
-from workers.engines import noise
+from workers.engines import memory, noise
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
+from workers.engines.musicgen.decoder import Decoder
 from workers.engines.musicgen.engine import MusicgenEngine
 
 ROUNDS: Final = int(os.environ.get("ROUNDS", "3"))
@@ -176,8 +178,12 @@ def small() -> None:
     other = copy.deepcopy(network).eval().to(DEVICE)
     if DEVICE != "cpu":
         other.decoder.to(torch.bfloat16)
-    engine = MusicgenEngine(network, tokenizer, replace(NOISE, id="small"), torch.device(DEVICE), max(BATCHES))
+    # The memory of as many rows as are asked for is taken whether it is there or not, so it is not for longer clips.
+    model = replace(NOISE, id="small", max_duration=max(1.0, SECONDS))
+    engine = MusicgenEngine(network, tokenizer, model, torch.device(DEVICE), max(BATCHES))
     print(f"the shape of musicgen-small on {engine.device}, {torch.get_num_threads()} thread(s)\n")
+    rows_of = (max(BATCHES) + 1) * Decoder.row_bytes(network.decoder, engine._window) / 1e6
+    print(f"the engine keeps room for its rows, which it takes as they come: {rows_of:.0f} MB\n")
     steps = SECONDS * 50 + 3
     with tempfile.TemporaryDirectory() as folder:
         made = adapters(engine, Path(folder), rank=16)
@@ -188,8 +194,8 @@ def small() -> None:
             sing(engine, [1.0] * rows, base)
             generate(engine, other, rows, 1.0)
             for title, asked in (("base", base), ("adapters", kinds)):
-                peak = _peak(engine, partial(sing, engine, [SECONDS] * rows, asked))
-                print(f"{rows} rows, {title}: {peak[0] * 1000 / steps:.2f} ms a step with audio, {peak[1]:.2f} GB")
+                _told(f"{rows} rows, {title}", steps, partial(sing, engine, [SECONDS] * rows, asked))
+            _told(f"{rows} rows, generate()", steps, partial(generate, engine, other, rows, SECONDS))
             compare(
                 f"{rows} clip(s) of {SECONDS:g} s: the engine, and generate()",
                 partial(sing, engine, [SECONDS] * rows, base),
@@ -197,6 +203,7 @@ def small() -> None:
                 unit=SECONDS * rows,
             )
             with peft(other, made) as wrapped:
+                _told(f"{rows} rows, PEFT", steps, partial(generate, engine, wrapped, rows, SECONDS, names))
                 compare(
                     f"{rows} clip(s) with adapters: the engine, and PEFT",
                     partial(sing, engine, [SECONDS] * rows, kinds),
@@ -205,12 +212,17 @@ def small() -> None:
                 )
 
 
-def _peak(engine: MusicgenEngine, call: Callable[[], float]) -> tuple[float, float]:
-    """Seconds, and gigabytes of the GPU."""
-    if engine.device == "cpu":
-        return call(), 0.0
-    torch.cuda.reset_peak_memory_stats()
-    return call(), torch.cuda.max_memory_allocated() / 1e9
+def _told(what: str, steps: float, call: Callable[[], float]) -> None:
+    """Milliseconds a step, and the most memory that the call takes beyond what is there before, as the weights are."""
+    if DEVICE == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, spent = resident(), call()
+        most = memory.peak(DEVICE) / 1e6
+    else:
+        torch.cuda.reset_peak_memory_stats()
+        before, spent = torch.cuda.memory_allocated() / 1e6, call()
+        most = torch.cuda.max_memory_allocated() / 1e6
+    print(f"{what}: {spent * 1000 / steps:.2f} ms a step with audio, {most - before:+.0f} MB", flush=True)
 
 
 def main() -> None:
