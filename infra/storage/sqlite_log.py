@@ -358,8 +358,11 @@ class SqliteLog:
                         "SELECT topic, partition, next FROM heads"
                     ).fetchall()
                     heads = {(topic, partition): head for topic, partition, head in rows}
-                    self._loop.call_soon_threadsafe(self._publish, heads)
-                    seen, active = version, time.monotonic()
+                    # What this process appends it knows by itself; its heartbeats would keep it looking.
+                    if any(head > self._heads.get(key, 0) for key, head in heads.items()):
+                        self._loop.call_soon_threadsafe(self._publish, heads)
+                        active = time.monotonic()
+                    seen = version
             except apsw.Error as error:
                 if self._poll_connection is not None:
                     logger.warning("Polling the event log failed; retrying: %s", advise(self._path, error))

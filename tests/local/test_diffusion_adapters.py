@@ -26,6 +26,8 @@ from workers.engines.checkpoints import resolve
 from workers.engines.diffusion.adapters import Adapters
 from workers.engines.diffusion.engine import DiffusionEngine
 from workers.engines.pipelines import DENOISERS
+from workers.training.errors import TrainingError
+from workers.training.network import Network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,6 +208,11 @@ def test_what_peft_saves_is_taken_and_what_fits_no_such_model_is_refused(plain: 
         (folder / CONFIG).write_text(json.dumps(config | said))
         with pytest.raises(InvalidError, match=error):
             adapter_files.check(folder, plain.model)
+
+
+def test_a_training_of_a_diffusion_model_says_which_models_can_be_trained(plain: Loaded) -> None:
+    with pytest.raises(TrainingError, match="cannot be trained here; a model of the family musicgen can"):
+        Network(resolve(str(plain.folder)))
 
 
 def test_a_studio_takes_an_adapter_of_a_diffusion_model(plain: Loaded, tmp_path: Path) -> None:
