@@ -303,8 +303,8 @@ class Decoder:
         weight, told = None, None
         if shape.columns:
             columns = self._weight[here, : shape.columns]
-            weight = self.weights.fit(columns[:, None].expand(-1, halves * steps, -1).flatten(0, 1))
-            told = self.weights.fit(columns[:, None].expand(-1, steps, -1).flatten(0, 1))
+            weight = self.weights.fit_added(columns[:, None].expand(-1, halves * steps, -1).flatten(0, 1))
+            told = self.weights.fit_added(columns[:, None].expand(-1, steps, -1).flatten(0, 1))
         batch = Batch(
             rows=rows,
             halves=halves,
@@ -349,10 +349,11 @@ class Decoder:
 
     def _product(self, x: torch.Tensor, matrix: torch.Tensor, site: str, number: int, batch: Batch) -> torch.Tensor:
         """With what the rows' adapters add to it."""
-        y = F.linear(x, matrix)
+        y = self.weights.product(x, matrix)
         weight = batch.told_weight if site in TOLD else batch.weight
         if weight is not None:
-            y += self.slots.addition(site, number, batch.columns, x, weight).transpose(0, 1).flatten(1)
+            added = self.slots.addition(site, number, batch.columns, self.weights.fit_added(x), weight)
+            y += added.transpose(0, 1).flatten(1)[: len(y)]
         return y
 
     def _seen(self, shape: Shape, here: slice) -> list[tuple[torch.Tensor, ...]]:
