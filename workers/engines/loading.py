@@ -7,6 +7,7 @@ from typing import Final
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from workers import spinning
 from workers.engine import Engine, EngineError
 from workers.engines.checkpoints import BUILT_IN, Checkpoint
 
@@ -22,8 +23,8 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     constants.HF_HUB_OFFLINE = True
     disable_progress_bars()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    # Threads of OpenMP spin while they wait for each other. On a busy core the others wait for long, and burn theirs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for name, value in spinning.BRIEF.items():
+        os.environ.setdefault(name, value)
 
     # The parent process imports this module only to pass `load` on, and these imports would slow it down.
     import torch  # noqa: PLC0415

@@ -16,16 +16,16 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
+from workers import spinning
 from workers.garbage import uncollected
 
 LONGEST_LINE: Final = 16_000_000
 NICENESS: Final = 10
 STOP_SECONDS: Final = 60.0
 WORDS: Final = 2_000
-# Threads of OpenMP that spin while they wait burn what a busy core would give to others. Memory that each step takes
-# anew is kept, as the kernel's clearing of it is a sixth of a step; it all goes when the process ends.
-ENVIRONMENT: Final = {
-    "GOMP_SPINCOUNT": "1000",
+# Memory that each step takes anew is kept, as the kernel's clearing of it is a sixth of a step; it all goes when the
+# process ends.
+ENVIRONMENT: Final = spinning.BRIEF | {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
