@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -36,8 +36,20 @@ class LoraConfig(Struct):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read(adapter: Adapter) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """Its weights by their names, of finite numbers. Raises EngineError for files that are no plain LoRA."""
+class Addition(Struct, frozen=True):
+    """What an adapter adds to a layer's output: `down` is `[rank, in]`, `up` `[out, rank]`."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scaling: float
+
+
+def read(adapter: Adapter, find: Callable[[str], tuple[str, int, int]]) -> dict[str, Addition]:
+    """Of each layer that it changes, by the layer's path. `find` tells of the name of a weight the path of its layer,
+    and that layer's out and in; it raises EngineError for a layer that the model has not.
+
+    Raises EngineError for files that are no plain LoRA of such layers.
+    """
     folder = Path(adapter.folder)
     try:
         config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=LoraConfig)
@@ -48,10 +60,22 @@ def read(adapter: Adapter) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
     if not tensors:
         raise EngineError(f"Adapter {folder.name} is empty: it changes no weights.")
+    halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
+        path, outputs, inputs = find(name)
+        half, rank = name.removesuffix(".weight")[-1], config.rank(path)
+        expected = (rank, inputs) if half == "A" else (outputs, rank)
+        if tuple(tensor.shape) != expected:
+            raise EngineError(
+                f"Adapter {folder.name} does not fit the model: {name} is {list(tensor.shape)}, "
+                f"and {list(expected)} is expected."
+            )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise EngineError(f"Adapter {folder.name} is damaged: {name} holds values that are not finite numbers.")
-    return config, tensors
+        halves.setdefault(path, {})[half] = tensor
+    if cut := next((path for path, found in halves.items() if len(found) < 2), None):
+        raise EngineError(f"Adapter {folder.name} is incomplete: {cut} has lora_{min(halves[cut])} only.")
+    return {path: Addition(found["A"], found["B"], config.scaling(path)) for path, found in halves.items()}
 
 
 def _pattern(patterns: Mapping[str, object], module: str) -> str:

@@ -1,26 +1,18 @@
 """LoRA adapters of the network that denoises: one at a time, as requests are carried out one at a time."""
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from msgspec import Struct
+from msgspec.structs import replace
 
 from workers.engine import Adapter, EngineError
 from workers.engines import lora
+from workers.engines.lora import Addition
 
-PREFIX: Final = "base_model.model."
-
-
-class Pair(Struct, frozen=True):
-    """What is added to the output of a layer: `down` is `[rank, in]`, `up` `[out, rank]`."""
-
-    layer: torch.nn.Linear
-    down: torch.Tensor
-    up: torch.Tensor
-    scaling: float
+KEY: Final = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
 
 
 class Adapters:
@@ -40,38 +32,30 @@ class Adapters:
             while self._hooks:
                 self._hooks.pop().remove()
             if adapter is not None:
-                pairs = list(_pairs(adapter, self._network))
-                self._hooks = [pair.layer.register_forward_hook(self._adding(pair)) for pair in pairs]
+                read = _read(adapter, self._network)
+                self._hooks = [layer.register_forward_hook(self._adding(added)) for layer, added in read]
             self._there = wanted
         self._scale = adapter.scale if adapter else 0.0
 
-    def _adding(self, pair: Pair) -> Any:
+    def _adding(self, added: Addition) -> Any:
         def add(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + F.linear(F.linear(inputs[0], pair.down), pair.up) * (pair.scaling * self._scale)
+            return output + F.linear(F.linear(inputs[0], added.down), added.up) * (added.scaling * self._scale)
 
         return add
 
 
-def _pairs(adapter: Adapter, network: torch.nn.Module) -> Iterator[Pair]:
+def _read(adapter: Adapter, network: torch.nn.Module) -> list[tuple[torch.nn.Linear, Addition]]:
     """Raises EngineError where the adapter does not fit the network."""
     name = Path(adapter.folder).name
-    config, tensors = lora.read(adapter)
-    layers = dict(network.named_modules())
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        path, _, half = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".lora_")
-        layer = layers.get(path)
-        if not isinstance(layer, torch.nn.Linear) or half not in {"A", "B"}:
+    layers = {path: layer for path, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)}
+
+    def find(key: str) -> tuple[str, int, int]:
+        found = KEY.fullmatch(key)
+        if not found or (layer := layers.get(found[1])) is None:
             raise EngineError(f"Adapter {name} does not fit the model, which has no linear layer for {key}.")
-        rank = config.rank(path)
-        expected = (rank, layer.in_features) if half == "A" else (layer.out_features, rank)
-        if tuple(tensor.shape) != expected:
-            raise EngineError(
-                f"Adapter {name} does not fit the model: {key} is {list(tensor.shape)}, "
-                f"and {list(expected)} is expected."
-            )
-        halves.setdefault(path, {})[half] = tensor.to(layer.weight)
-    for path, pair in halves.items():
-        if len(pair) < 2:
-            raise EngineError(f"Adapter {name} is incomplete: {path} has lora_{min(pair)} only.")
-        yield Pair(network.get_submodule(path), pair["A"], pair["B"], config.scaling(path))  # type: ignore[arg-type]
+        return found[1], layer.out_features, layer.in_features
+
+    return [
+        (layers[path], replace(added, down=added.down.to(layers[path].weight), up=added.up.to(layers[path].weight)))
+        for path, added in lora.read(adapter, find).items()
+    ]

@@ -120,34 +120,23 @@ class Slots:
 
 def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Pair]:
     """Of a folder as PEFT writes it. Raises EngineError if it is no LoRA of this decoder."""
-    folder = Path(adapter.folder)
-    config, tensors = lora.read(adapter)
-    halves: dict[tuple[str, int, str], dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
+    named = f"Adapter {Path(adapter.folder).name}"
+    places: dict[str, tuple[int, str]] = {}
+
+    def find(name: str) -> tuple[str, int, int]:
         found = KEY.fullmatch(name)
         module = f"{found[3] or ''}{found[4]}" if found else ""
         if not found or module not in SITES:
-            raise EngineError(
-                f"Adapter {folder.name} has {name}; only the decoder's attention, fc1 and fc2 can be adapted."
-            )
+            raise EngineError(f"{named} has {name}; only the decoder's attention, fc1 and fc2 can be adapted.")
         if SITES[module][0] not in shapes:
-            raise EngineError(f"Adapter {folder.name} has {name}, but the model has no attention to the text.")
-        layer, (site, _) = int(found[2]), SITES[module]
-        if layer >= layers:
-            raise EngineError(f"Adapter {folder.name} has {name}, but the model has {layers} layers.")
-        outputs, inputs = shapes[site]
-        rank = config.rank(found[1])
-        expected = (rank, inputs) if found[5] == "A" else (outputs, rank)
-        if tuple(tensor.shape) != expected:
-            raise EngineError(
-                f"Adapter {folder.name} does not fit the model: {name} is {list(tensor.shape)}, "
-                f"and {list(expected)} is expected."
-            )
-        halves.setdefault((found[1], layer, module), {})[found[5]] = tensor.float()
+            raise EngineError(f"{named} has {name}, but the model has no attention to the text.")
+        if (layer := int(found[2])) >= layers:
+            raise EngineError(f"{named} has {name}, but the model has {layers} layers.")
+        places[found[1]] = layer, module
+        return found[1], *shapes[SITES[module][0]]
+
     pairs = []
-    for (path, layer, module), half in halves.items():
-        if len(half) < 2:
-            raise EngineError(f"Adapter {folder.name} is incomplete: {path} has lora_{min(half)} only.")
-        site, part = SITES[module]
-        pairs.append(Pair(layer, site, part, half["A"], half["B"].T * config.scaling(path)))
+    for path, added in lora.read(adapter, find).items():
+        layer, module = places[path]
+        pairs.append(Pair(layer, *SITES[module], added.down.float(), added.up.float().T * added.scaling))
     return pairs

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -73,8 +74,13 @@ class Weights:
             "fc2": (self.width, inner),
         }
         self.product = _product(self.places)
-        self.unit = self._smallest_unit(self.product, 2 * rows)
-        self.added_unit = math.lcm(self.unit, self._smallest_unit(F.linear, 2 * rows))
+        self._most = 2 * rows
+        self.unit = self._smallest_unit(self.product)
+
+    @cached_property
+    def added_unit(self) -> int:
+        """Found when the first adapter comes, as that takes a while with large matrices."""
+        return math.lcm(self.unit, self._smallest_unit(F.linear))
 
     def fit(self, x: torch.Tensor) -> torch.Tensor:
         return _padded(x, self.unit)
@@ -89,11 +95,12 @@ class Weights:
     def logits(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         return self.product(self._norm(x), self._heads)[:rows].float()
 
-    def _smallest_unit(self, product: Product, most: int) -> int:
+    def _smallest_unit(self, product: Product) -> int:
         """The smallest step of row numbers at which all results are alike to the bit; at worst `most` for every batch.
 
         On a GPU it is that: its matrices are bound by reading the weights, so further rows cost little.
         """
+        most = self._most
         if self.places.device.type != "cpu":
             return most
         layer = self.layers[0]
