@@ -87,18 +87,18 @@ def compare(name: str, one: Callable[[], float], other: Callable[[], float], uni
     print(f"{name:58} {second / first:6.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})  {made}", flush=True)
 
 
-def adapters(engine: MusicgenEngine, folder: Path, rank: int = 8) -> list[Adapter]:
-    """Two with random weights."""
+def adapters(network: Any, folder: Path, rank: int = 8) -> list[Adapter]:
+    """Two with random weights, of a network that still has its own."""
     made = []
     for seed in range(2):
         torch.manual_seed(seed)
         options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=MODULES)
-        wrapped: Any = get_peft_model(engine.network.decoder, options)
+        wrapped: Any = get_peft_model(network.decoder, options)
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(0, 0.01)
         wrapped.save_pretrained(folder / f"{seed}")
-        engine.network.decoder = wrapped.unload()
+        network.decoder = wrapped.unload()
         made.append(Adapter(sha256=f"{seed}", folder=str(folder / f"{seed}")))
     return made
 
@@ -140,7 +140,7 @@ def nano() -> None:
             unit=10.0 * rows,
         )
     with tempfile.TemporaryDirectory() as folder:
-        made = adapters(engine, Path(folder))
+        made = adapters(network, Path(folder))
         kinds: list[Adapter | None] = [None, made[0], made[1], made[0]]
         compare(
             "16 clips of 4 to 10 s: the base, and with adapters mixed",
@@ -186,7 +186,7 @@ def small() -> None:
     print(f"the engine keeps room for its rows, which it takes as they come: {rows_of:.0f} MB\n")
     steps = SECONDS * 50 + 3
     with tempfile.TemporaryDirectory() as folder:
-        made = adapters(engine, Path(folder), rank=16)
+        made = adapters(other, Path(folder), rank=16)
         for rows in BATCHES:
             kinds: list[Adapter | None] = [[None, *made][number % 3] for number in range(rows)]
             names = ["__base__" if kind is None else kind.sha256 for kind in kinds]

@@ -1,6 +1,7 @@
 """Clips that go on where a stored sample ends: what is accepted, what workers do with it, and how it sounds."""
 
 import asyncio
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,9 @@ def end(pcm: Any, seconds: float) -> Opening:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_greedy_continuation_is_that_of_generate_after_the_same_codes(channels: int) -> None:
     network, tokenizer = noise.build(channels=channels)
-    engine = MusicgenEngine(network, tokenizer, replace(NOISE, channels=channels, max_duration=4.0), CPU, 2)
+    engine = MusicgenEngine(
+        copy.deepcopy(network), tokenizer, replace(NOISE, channels=channels, max_duration=4.0), CPU, 2
+    )
     before = sing(engine, asked("a", 3, duration=2.0))["a", 0]
     whole = sing(engine, asked("b", 0, duration=3.0, opening=end(before, 1.0), temperature=0.0))["b", 0]
     [codes] = heard(end(before, 1.0), network)

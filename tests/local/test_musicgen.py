@@ -46,12 +46,12 @@ def sing(engine: MusicgenEngine, request: EngineRequest) -> list[NDArray[np.floa
 @pytest.mark.parametrize("channels", [1, 2])
 def test_greedy_audio_is_that_of_transformers_generate(channels: int, guidance_scale: float) -> None:
     """One other token would differ by far more; 6 s are more than one rendering chunk."""
-    network, tokenizer = noise.build(channels=channels)
     (pcm,) = sing(
-        MusicgenEngine(network, tokenizer, NOISE, CPU),
+        MusicgenEngine(*noise.build(channels=channels), NOISE, CPU),
         request(1, duration=6.0, temperature=0.0, guidance_scale=guidance_scale),
     )
-    model: Any = network
+    model: Any
+    model, tokenizer = noise.build(channels=channels)
     encoded = tokenizer(PROMPT, return_tensors="pt")
     expected = model.generate(**encoded, do_sample=False, guidance_scale=guidance_scale, max_new_tokens=300 + 3)
     assert pcm.shape == (channels, 6 * 32000)

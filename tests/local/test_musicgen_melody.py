@@ -1,5 +1,6 @@
 """MusicGen's melody variants, whose decoder reads text and melody before the codes."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -110,7 +111,7 @@ def test_greedy_takes_of_mixed_lengths_and_guidance_are_those_of_generate(channe
         asked(f"{number}", duration=duration, sampling=replace(GREEDY, guidance_scale=guidance), melody=tones)
         for number, (duration, guidance, tones) in enumerate(told)
     ]
-    made = sing(MusicgenEngine(network, tokenizer, model, CPU, 3), *requests)
+    made = sing(MusicgenEngine(copy.deepcopy(network), tokenizer, model, CPU, 3), *requests)
     for request in requests:
         pcm, expected = made[request.id, 0], generated(network, tokenizer, request)
         assert np.abs(pcm - expected[:, : pcm.shape[1]]).max() < 1e-5
@@ -163,7 +164,7 @@ def test_a_seed_gives_the_same_audio_alone_and_in_company() -> None:
 
 def test_a_greedy_continuation_is_that_of_generate_after_the_same_codes() -> None:
     network, tokenizer = melody()
-    engine = MusicgenEngine(network, tokenizer, NOISE, CPU, 1)
+    engine = MusicgenEngine(copy.deepcopy(network), tokenizer, NOISE, CPU, 1)
     opening = Opening(pcm=np.sin(np.arange(32000, dtype=np.float32) / 20)[None], kept=24000)
     request = asked("a", duration=1.5, opening=opening)
     made = sing(engine, request)["a", 0]

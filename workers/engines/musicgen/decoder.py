@@ -15,7 +15,7 @@ from workers.engines.musicgen.slots import COLUMNS, WIDTHS, Slots
 from workers.engines.musicgen.weights import Weights
 from workers.engines.reading import PROMPT_TOKENS
 
-BLOCK: Final = 64  # lengths are counted in steps of this many: few shapes, and sums whose order does not change
+BLOCK: Final = 16  # lengths are counted in steps of this many: few shapes, and sums whose order does not change
 PREFILL: Final = 64
 GRAPHS: Final = 128
 TOLD: Final = {"cross_q", "cross_out"}  # only rows with text have these products
@@ -167,14 +167,14 @@ class Decoder:
         used = max((row.columns.stop for row in live if row.columns is not None), default=0)
         cuda = self.device.type == "cuda"
         # Each shape is a graph of its own, so a GPU has fewer of them.
-        block = 4 * BLOCK if cuda else BLOCK
+        steps, tokens = (16 * BLOCK, 4 * BLOCK) if cuda else (BLOCK, BLOCK)
         choice = sampling.choice([row.sampling for row in live])
         return Shape(
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
             halves=2 if any(row.is_judged or row.sampling.guidance_scale > 1 for row in live) else 1,
-            length=min(self._length, _up(max(row.shift + row.position for row in live) + 1, block)),
-            text=_up(max(len(row.text) for row in live), BLOCK),
+            length=min(self._length, _up(max(row.shift + row.position for row in live) + 1, steps)),
+            text=_up(max(len(row.text) for row in live), tokens),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
             choice=replace(choice, top_k=None) if cuda else choice,
             is_judged=any(row.is_judged for row in live),
