@@ -21,9 +21,9 @@ from domain import adapters
 from domain.adapters import AdapterRequest
 from domain.errors import Fault, InvalidError, NotFoundError, UnavailableError
 from domain.events.adapters import AdapterRegistered
-from domain.lora import CONFIG, MAX_CONFIG, MAX_WEIGHTS, WEIGHTS
+from domain.lora import CONFIG, MAX_CONFIG, MAX_WEIGHTS, PIPELINE_WEIGHTS, WEIGHTS
 from domain.ports import ObjectStore, check_key
-from workers import adapter_files
+from workers import adapter_files, diffusers_lora
 from workers.adapter_files import Checked
 
 FILES: Final = {"weights": Slot(WEIGHTS, MAX_WEIGHTS), "config": Slot(CONFIG, MAX_CONFIG)}
@@ -34,7 +34,7 @@ logger: Final = logging.getLogger(__name__)
 
 
 class StoredAdapter(AdapterRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As in the form, with the folder of the object store that holds both files."""
+    """As in the form, with the folder of the object store that holds the files."""
 
     storage_path: Annotated[str, Meta(examples=["uploads/jazz"])]
 
@@ -55,6 +55,8 @@ async def registered(request: Request[Any, Any, Any], services: Services) -> Rec
 
 async def _received(request: Request[Any, Any, Any], folder: Path) -> AdapterRequest:
     fields: dict[str, Any] = await receive(request, folder, FILES)
+    if (folder / WEIGHTS).exists() and not (folder / CONFIG).exists():
+        await asyncio.to_thread(diffusers_lora.rewrite, folder)
     for field, slot in FILES.items():
         if not (folder / slot.file_name).exists():
             detail = f"{field} is missing; send {slot.file_name} as the form's field {field}."
@@ -80,8 +82,12 @@ async def _fetched(request: Request[Any, Any, Any], objects: ObjectStore, folder
     if not place.startswith(PLACES):
         detail = f"storage_path is {place!r}; name a folder of the object store below {' or '.join(PLACES)}."
         raise InvalidError([Fault("/storage_path", detail)])
-    for slot in FILES.values():
-        await _fetch(objects, f"{place}/{slot.file_name}", folder / slot.file_name, slot.limit)
+    if await objects.stat(f"{place}/{PIPELINE_WEIGHTS}") and not await objects.stat(f"{place}/{CONFIG}"):
+        await _fetch(objects, f"{place}/{PIPELINE_WEIGHTS}", folder / WEIGHTS, MAX_WEIGHTS)
+        await asyncio.to_thread(diffusers_lora.rewrite, folder)
+    else:
+        for slot in FILES.values():
+            await _fetch(objects, f"{place}/{slot.file_name}", folder / slot.file_name, slot.limit)
     kept = {name: getattr(asked, name) for name in AdapterRequest.__struct_fields__}
     return AdapterRequest(**kept)
 
@@ -89,7 +95,10 @@ async def _fetched(request: Request[Any, Any, Any], objects: ObjectStore, folder
 async def _fetch(objects: ObjectStore, key: str, path: Path, limit: int) -> None:
     stored = await objects.stat(key)
     if stored is None:
-        detail = f"There is no object {key!r}; put both {WEIGHTS} and {CONFIG} there, or send them in a form."
+        detail = (
+            f"There is no object {key!r}; put both {WEIGHTS} and {CONFIG} there, or {PIPELINE_WEIGHTS} of diffusers "
+            "alone, or send them in a form."
+        )
         raise InvalidError([Fault("/storage_path", detail)])
     if stored.size > limit:
         raise InvalidError([Fault("/storage_path", f"{key!r} has {stored.size:,} bytes; the limit is {limit:,}.")])
@@ -176,12 +185,16 @@ class Registration(Operation):
         )
         form = Schema(
             type=OpenAPIType.OBJECT,
-            required=["weights", "config", "name", "version"],
+            required=["weights", "name", "version"],
             properties={
                 "weights": Schema(
                     type=OpenAPIType.STRING, content_media_type="application/octet-stream", description=WEIGHTS
                 ),
-                "config": Schema(type=OpenAPIType.STRING, content_media_type="application/json", description=CONFIG),
+                "config": Schema(
+                    type=OpenAPIType.STRING,
+                    content_media_type="application/json",
+                    description=f"{CONFIG}, which {PIPELINE_WEIGHTS} of diffusers does without",
+                ),
                 **{
                     name: Schema(type=OpenAPIType.STRING, description="JSON" if name in JSON_FIELDS else None)
                     for name in AdapterRequest.__struct_fields__

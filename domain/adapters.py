@@ -110,8 +110,9 @@ def base(request: AdapterRequest, config: Mapping[str, Any], known: Collection[s
     faults = []
     named, given = config.get("base_model_name_or_path"), request.base_model
     if given is None and named not in known:
+        names = f"adapter_config.json names {_shown(str(named))}, which is no known model"
         detail = (
-            f"base_model is missing, and adapter_config.json names {_shown(str(named))}, which is no known model. "
+            f"base_model is missing, and {'the files name none' if named is None else names}. "
             f"Name it: {', '.join(known)}, or the id that GET /models shows of another."
         )
         faults.append(Fault("/base_model", detail))

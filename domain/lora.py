@@ -17,6 +17,7 @@ from domain.models import Decoder, Model
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
+PIPELINE_WEIGHTS: Final = "pytorch_lora_weights.safetensors"  # what diffusers writes, without a configuration
 PREFERENCE: Final = ("preference.json", "preference.safetensors")
 MAX_PREFERENCE: Final = 1_000_000  # bytes of each
 CHANCE: Final = 0.05  # how often guesses may pass for a taste

@@ -70,6 +70,14 @@ class Facts(Struct):
     data_offsets: tuple[Place, Place]
 
 
+class Header(Struct, frozen=True):
+    """`content` are the bytes in front of the numbers."""
+
+    content: bytes
+    tensors: list[Tensor]
+    metadata: dict[str, str]
+
+
 def check(folder: Path, model: Model | None) -> Checked:
     """Reads both files of the folder, and writes the configuration as it was read: what is kept is what was checked.
 
@@ -81,11 +89,11 @@ def check(folder: Path, model: Model | None) -> Checked:
     config = {name: value for name, value in config.items() if value is not None}
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     with (folder / WEIGHTS).open("rb") as file:
-        header, tensors = _header(file)
-        _refuse(weight_faults(config, tensors, model))
-        digest = sha256(header)
-        for tensor in sorted(tensors, key=lambda tensor: tensor.start):
-            for chunk in _chunks(file, tensor.end - tensor.start):
+        header = read_header(file)
+        _refuse(weight_faults(config, header.tensors, model))
+        digest = sha256(header.content)
+        for tensor in sorted(header.tensors, key=lambda tensor: tensor.start):
+            for chunk in chunks(file, tensor.end - tensor.start):
                 digest.update(chunk)
                 if not _is_finite(chunk, tensor.dtype):
                     detail = f"{WEIGHTS} has numbers in {tensor.name} that are not finite; the training has diverged."
@@ -131,8 +139,8 @@ def read_config(path: Path) -> Config:
         raise InvalidError([Fault("/config", detail)]) from None
 
 
-def _header(file: BinaryIO) -> tuple[bytes, list[Tensor]]:
-    """The bytes in front of the numbers, and what they say. The file stands behind them."""
+def read_header(file: BinaryIO) -> Header:
+    """The file then stands behind it. Raises InvalidError for what is no whole safetensors file."""
     size = file.seek(0, 2)
     file.seek(0)
     begin = file.read(max(map(len, FOREIGN)))
@@ -149,13 +157,14 @@ def _header(file: BinaryIO) -> tuple[bytes, list[Tensor]]:
     if LENGTH + length > size:
         _say(f"{WEIGHTS} has {size:,} bytes, but its header alone claims {length:,}; it is cut. Send it again.")
     file.seek(0)
-    header = file.read(LENGTH + length)
-    tensors = [_tensor(name, facts) for name, facts in _entries(header[LENGTH:])]
-    _lay_out(tensors, size - len(header))
-    return header, tensors
+    content = file.read(LENGTH + length)
+    entries, metadata = _entries(content[LENGTH:])
+    tensors = [_tensor(name, facts) for name, facts in entries.items()]
+    _lay_out(tensors, size - len(content))
+    return Header(content, tensors, metadata)
 
 
-def _entries(header: bytes) -> list[tuple[str, Any]]:
+def _entries(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     if not header.startswith(b"{"):
         _say(f"The header of {WEIGHTS} does not begin with {{, as that of a safetensors file does. {WAY_OUT}")
     try:
@@ -167,7 +176,7 @@ def _entries(header: bytes) -> list[tuple[str, Any]]:
     metadata = found.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _say(f"{METADATA} of {WEIGHTS} is no object of texts. {WAY_OUT}")
-    return list(found.items())
+    return found, metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -208,7 +217,8 @@ def _lay_out(tensors: Sequence[Tensor], size: int) -> None:
         _say(f"{WEIGHTS} has {size:,} bytes of numbers, but its header tells of {end:,}; {what}. Send it again.")
 
 
-def _chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
+def chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
+    """Raises InvalidError where the file ends before."""
     while length:
         chunk = file.read(min(CHUNK, length))
         if not chunk:

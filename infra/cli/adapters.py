@@ -9,7 +9,7 @@ from msgspec import Struct
 from rich.markup import escape
 from rich.table import Column, Table
 
-from domain.lora import CONFIG, WEIGHTS
+from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from infra.cli.console import Folder, console, run
 from text2song.client import AsyncStudio, ClientError
 
@@ -49,7 +49,7 @@ def adapters() -> None:
 @click.option("--base-revision", help="Its revision.  [default: any]")
 @url_option
 def add(folder: Path, url: str, **fields: str | None) -> None:
-    """Register the adapter that PEFT has saved in FOLDER."""
+    """Register the adapter that PEFT, or a pipeline of diffusers, has saved in FOLDER."""
     given = {name: value for name, value in fields.items() if value is not None}
     run(lambda: register(url, folder, given))
 
@@ -65,11 +65,12 @@ async def register(url: str, folder: Path, fields: dict[str, str]) -> None:
     """Raises ClientError where a file is not there, and with the studio's sentence for what it refuses."""
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
-        for field, name in FILES.items():
+        is_peft = (folder / CONFIG).exists() or not (folder / PIPELINE_WEIGHTS).exists()
+        for field, name in (FILES if is_peft else {"weights": PIPELINE_WEIGHTS}).items():
             try:
                 files[field] = stack.enter_context((folder / name).open("rb"))
             except OSError as error:
-                way_out = "Name the folder that PEFT's save_pretrained wrote."
+                way_out = f"Name the folder that PEFT's save_pretrained wrote, or one with {PIPELINE_WEIGHTS}."
                 raise ClientError(f"{folder / name} cannot be read: {error.strerror}. {way_out}") from None
         async with AsyncStudio(url) as client:
             await client.index()

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from domain.errors import InvalidError
 from domain.events.jobs import Sampling
-from domain.lora import CONFIG, WEIGHTS
+from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from tests import adapter as made
 from tests import diffusion
 from tests.conditions import eventually_sync
 from tests.local.conftest import Running
 from tests.local.engine import updates
+from tests.local.test_cli import text2song
 from workers import adapter_files
+from workers.diffusers_lora import METADATA
 from workers.engine import Adapter, Clip, Failure
 from workers.engines.checkpoints import resolve
 from workers.engines.diffusion.adapters import Adapters
@@ -246,5 +248,30 @@ def test_a_studio_takes_an_adapter_of_a_diffusion_model(plain: Loaded, tmp_path:
         assert base != whole
         assert digest(adapter_id=registered.json()["id"], adapter_scale=0) == base
         assert digest(adapter_id=registered.json()["id"]) == whole
+
+        # The same, as a pipeline would have saved it: sent, put into the object store, and from a folder.
+        renamed = {
+            name.replace("base_model.model.", "transformer."): tensor
+            for name, tensor in load_file(tmp_path / "adapter" / WEIGHTS).items()
+        }
+        told = {"transformer.r": 3, "transformer.lora_alpha": 9}
+        save_file(renamed, tmp_path / PIPELINE_WEIGHTS, {METADATA: json.dumps(told)})
+        content = (tmp_path / PIPELINE_WEIGHTS).read_bytes()
+        stored = tmp_path / "data" / "objects" / "uploads" / "dub" / PIPELINE_WEIGHTS
+        stored.parent.mkdir(parents=True)
+        stored.write_bytes(content)
+        named = {"name": "dub", "base_model": plain.model.id}
+        sent = studio.http.post("/adapters", data={**named, "version": "2.0.0"}, files={"weights": content})
+        fetched = studio.http.post("/adapters", json={**named, "version": "3.0.0", "storage_path": "uploads/dub"})
+        for answer in (sent, fetched):
+            assert answer.status_code == 201, answer.text
+            assert digest(adapter_id=answer.json()["id"]) == whole
+        options = ("--name", "dub", "--version", "4.0.0", "--base-model", plain.model.id, "--url", studio.url)
+        added = text2song("adapters", "add", ".", *options, cwd=tmp_path)
+        assert added.returncode == 0, added.stderr
+        assert "rank 3" in added.stdout
+        unnamed = studio.http.post("/adapters", data={"name": "dub", "version": "5.0.0"}, files={"weights": content})
+        assert unnamed.status_code == 400
+        assert "base_model is missing, and the files name none." in unnamed.text
     finally:
         assert studio.stop() == 0, studio.errors()

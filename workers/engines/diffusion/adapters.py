@@ -13,6 +13,8 @@ from workers.engines import lora
 from workers.engines.lora import Addition
 
 KEY: Final = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
+# What ACE-Step's own trainer calls the layers, and diffusers.
+OTHERWISE: Final = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
 
 
 class Adapters:
@@ -49,13 +51,20 @@ def _read(adapter: Adapter, network: torch.nn.Module) -> list[tuple[torch.nn.Lin
     name = Path(adapter.folder).name
     layers = {path: layer for path, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)}
 
+    changed: dict[str, torch.nn.Linear] = {}
+
     def find(key: str) -> tuple[str, int, int]:
         found = KEY.fullmatch(key)
-        if not found or (layer := layers.get(found[1])) is None:
+        path = found[1] if found else ""
+        above, dot, own = path.rpartition(".")
+        layer = layers.get(path) or layers.get(f"{above}{dot}{OTHERWISE.get(own, own)}")
+        if layer is None:
             raise EngineError(f"Adapter {name} does not fit the model, which has no linear layer for {key}.")
-        return found[1], layer.out_features, layer.in_features
+        changed[path] = layer
+        return path, layer.out_features, layer.in_features
 
+    pairs = [(changed[path], added) for path, added in lora.read(adapter, find).items()]
     return [
-        (layers[path], replace(added, down=added.down.to(layers[path].weight), up=added.up.to(layers[path].weight)))
-        for path, added in lora.read(adapter, find).items()
+        (layer, replace(added, down=added.down.to(layer.weight), up=added.up.to(layer.weight)))
+        for layer, added in pairs
     ]
