@@ -17,6 +17,7 @@ from infra.cli.console import run as run_async
 from infra.cli.dataset import url_option, write
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
+from workers.spinning import spin_briefly
 from workers.training import examples
 from workers.training.config import DEFAULTS, METHODS, Config, config
 from workers.training.errors import Stopped, TrainingError
@@ -121,6 +122,7 @@ def _train(
     except EngineError as error:
         raise TrainingError(str(error)) from error
     console.tell(f"Loading {model.model.id} …")
+    spin_briefly()
     import torch
 
     from workers.training.run import Training

@@ -29,6 +29,7 @@ from transformers import (
 from domain.models import NANO, NOISE
 from tests.bench.busy_core import busy
 from tests.bench.long_clips import resident
+from tests.local.adapters import fill
 from workers.engine import Adapter, Clip, EngineRequest, Failure, Take
 from workers.engines import memory, noise
 from workers.engines.checkpoints import resolve
@@ -94,9 +95,7 @@ def adapters(network: Any, folder: Path, rank: int = 8) -> list[Adapter]:
         torch.manual_seed(seed)
         options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=MODULES)
         wrapped: Any = get_peft_model(network.decoder, options)
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(0, 0.01)
+        fill(wrapped, 0.01)
         wrapped.save_pretrained(folder / f"{seed}")
         network.decoder = wrapped.unload()
         made.append(Adapter(sha256=f"{seed}", folder=str(folder / f"{seed}")))

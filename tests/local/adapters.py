@@ -1,4 +1,4 @@
-"""LoRA adapters of the noise model with random weights, as PEFT saves them."""
+"""LoRA adapters with random weights, those of the noise model as PEFT saves them."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,14 @@ def adapted(folder: Path, seed: int, *, rank: int, channels: int = 1, **config: 
         torch.manual_seed(seed)
         options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=config.pop("targets", MODULES), **config)
         wrapped: Any = get_peft_model(network.decoder, options)
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(0, 0.05)
+        fill(wrapped, 0.05)
     wrapped.save_pretrained(folder)
     network.decoder = wrapped.merge_and_unload()
     return network
+
+
+def fill(network: torch.nn.Module, spread: float) -> None:
+    """PEFT begins with zeros, with which an adapter changes nothing."""
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, spread)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from domain.errors import InvalidError
 from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from tests import diffusion
+from tests.local.adapters import fill
 from workers import adapter_files
 from workers.diffusers_lora import METADATA, rewrite
 from workers.engine import Adapter
@@ -45,9 +46,7 @@ class Saved:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             network.add_adapter(config)
-            for name, parameter in network.named_parameters():
-                if "lora_B" in name:
-                    parameter.data.normal_(0, 0.3)
+            fill(network, 0.3)
         layers = peft.get_peft_model_state_dict(network)
         if self.part == "unet":
             # As the training scripts of Stable Diffusion do, which gives lora.down and lora.up.

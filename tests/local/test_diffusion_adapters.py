@@ -17,10 +17,11 @@ from domain.events.jobs import Sampling
 from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from tests import adapter as made
 from tests import diffusion
-from tests.conditions import eventually_sync
+from tests.local.adapters import fill
 from tests.local.conftest import Running
 from tests.local.engine import updates
 from tests.local.test_cli import text2song
+from tests.local.test_jobs import submit, when
 from workers import adapter_files
 from workers.diffusers_lora import METADATA
 from workers.engine import Adapter, Clip, Failure
@@ -80,9 +81,7 @@ class Loaded:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             wrapped: Any = peft.get_peft_model(getattr(pipeline, part), peft.LoraConfig(**options))
-            for name, parameter in wrapped.named_parameters():
-                if "lora_B" in name:
-                    parameter.data.normal_(0, 0.3)
+            fill(wrapped, 0.3)
         wrapped.peft_config["default"].base_model_name_or_path = self.model.id
         wrapped.save_pretrained(folder, save_embedding_layers=False)
         return pipeline
@@ -235,12 +234,8 @@ def test_a_studio_takes_an_adapter_of_a_diffusion_model(plain: Loaded, tmp_path:
         assert "adapters" in model["capabilities"]
 
         def digest(**fields: Any) -> str:
-            body = {"prompt": "slow dub", "seed": 5, "duration": 1, "parameters": {"num_inference_steps": 3}, **fields}
-            answer = studio.http.post("/generate", json=body)
-            assert answer.status_code == 202, answer.text
-            job = f"/jobs/{answer.json()['job_id']}"
-            eventually_sync(lambda: studio.http.get(job).json()["status"] in {"completed", "failed"})
-            [sample] = studio.http.get(job).json()["sample_ids"]
+            job = submit(studio, seed=5, parameters={"num_inference_steps": 3}, **fields)
+            [sample] = when(studio, job, "completed")["sample_ids"]
             return str(studio.http.get(f"/audio/{sample}").json()["pcm_sha256"])
 
         base = digest()

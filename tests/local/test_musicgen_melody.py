@@ -15,6 +15,7 @@ from transformers import MusicgenMelodyConfig, MusicgenMelodyDecoderConfig, Musi
 
 from domain.events.jobs import Sampling
 from domain.models import NOISE
+from tests.local.adapters import fill
 from workers import chroma
 from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Opening, Take
 from workers.engines import noise
@@ -180,9 +181,7 @@ def test_a_checkpoint_is_loaded_from_its_folder_and_takes_adapters(tmp_path: Pat
         network.decoder, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "fc1"])
     )
     torch.manual_seed(0)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.2)
+    fill(wrapped, 0.2)
     wrapped.save_pretrained(tmp_path / "lora")
     network.decoder = wrapped.merge_and_unload()
     checkpoint = resolve(str(tmp_path / "model"))

@@ -7,9 +7,9 @@ from typing import Final
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from workers import spinning
 from workers.engine import Engine, EngineError
 from workers.engines.checkpoints import BUILT_IN, Checkpoint
+from workers.spinning import spin_briefly
 
 INSTALL: Final = "pip install 'text2song-studio[diffusion]'"
 NEEDED: Final = ("diffusers", "torchsde")
@@ -23,8 +23,7 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     constants.HF_HUB_OFFLINE = True
     disable_progress_bars()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    for name, value in spinning.BRIEF.items():
-        os.environ.setdefault(name, value)
+    spin_briefly()
 
     # The parent process imports this module only to pass `load` on, and these imports would slow it down.
     import torch  # noqa: PLC0415
