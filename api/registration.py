@@ -188,12 +188,14 @@ class Registration(Operation):
             required=["weights", "name", "version"],
             properties={
                 "weights": Schema(
-                    type=OpenAPIType.STRING, content_media_type="application/octet-stream", description=WEIGHTS
+                    type=OpenAPIType.STRING,
+                    content_media_type="application/octet-stream",
+                    description=f"{WEIGHTS}, or {PIPELINE_WEIGHTS} of diffusers",
                 ),
                 "config": Schema(
                     type=OpenAPIType.STRING,
                     content_media_type="application/json",
-                    description=f"{CONFIG}, which {PIPELINE_WEIGHTS} of diffusers does without",
+                    description=f"{CONFIG}, which a file of diffusers does without",
                 ),
                 **{
                     name: Schema(type=OpenAPIType.STRING, description="JSON" if name in JSON_FIELDS else None)

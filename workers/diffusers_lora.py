@@ -13,10 +13,10 @@ from msgspec import Struct
 
 from domain.errors import Fault, InvalidError
 from domain.lora import CONFIG, PATH, WEIGHTS, Tensor
-from workers.adapter_files import chunks, read_header
+from workers.adapter_files import METADATA, chunks, read_header
 
 PARTS: Final = ("transformer", "unet")  # those that denoise
-METADATA: Final = "lora_adapter_metadata"
+SAID: Final = "lora_adapter_metadata"
 NAME: Final = re.compile(rf"(?P<part>[a-z0-9_]+)\.(?P<path>{PATH.pattern})\.(?P<end>lora_[AB]\.weight)", re.ASCII)
 # How earlier versions of diffusers called the same weights.
 EARLIER: Final = (
@@ -90,19 +90,19 @@ def _config(metadata: Mapping[str, str], named: Sequence[Named]) -> dict[str, An
 
 def _said(metadata: Mapping[str, str], part: str) -> dict[str, Any] | None:
     """What PEFT's configuration was, which newer files have."""
-    if METADATA not in metadata:
+    if SAID not in metadata:
         return None
     try:
-        found = msgspec.json.decode(metadata[METADATA], type=dict[str, Any])
+        found = msgspec.json.decode(metadata[SAID], type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as error:
-        detail = f"{METADATA} in {WEIGHTS} is no JSON object: {error}. Save the file again, or without it."
+        detail = f"{SAID} in {WEIGHTS} is no JSON object: {error}. Save the file again, or without it."
         raise InvalidError([Fault("/weights", detail)]) from None
     own = f"{part}."
     return {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)} or None
 
 
 def _write(output: BinaryIO, file: BinaryIO, begin: int, named: Sequence[Named]) -> None:
-    facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    facts: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     for each in named:
         start, end = end, end + each.tensor.end - each.tensor.start

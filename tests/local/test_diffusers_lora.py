@@ -16,7 +16,7 @@ from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
 from tests import diffusion
 from tests.local.adapters import fill
 from workers import adapter_files
-from workers.diffusers_lora import METADATA, rewrite
+from workers.diffusers_lora import SAID, rewrite
 from workers.engine import Adapter
 from workers.engines.checkpoints import resolve
 from workers.engines.diffusion.adapters import Adapters
@@ -147,8 +147,8 @@ REFUSED: Final[Mapping[str, tuple[Tensors, dict[str, str], str]]] = {
         {},
         "twice, under two of diffusers' names",
     ),
-    "no object": ({}, {METADATA: "[1]"}, "is no JSON object"),
-    "deep": ({}, {METADATA: "[" * 100_000}, "is no JSON object"),
+    "no object": ({}, {SAID: "[1]"}, "is no JSON object"),
+    "deep": ({}, {SAID: "[" * 100_000}, "is no JSON object"),
 }
 
 
@@ -169,7 +169,7 @@ def test_what_the_file_says_of_itself_is_checked(
 ) -> None:
     metadata = {"unet.r": 3, "unet.lora_alpha": 3, "text_encoder.r": 9}
     metadata |= {f"unet.{name}": value for name, value in changes.items()}
-    save_file(unet.tensors, tmp_path / "a.safetensors", {METADATA: json.dumps(metadata)})
+    save_file(unet.tensors, tmp_path / "a.safetensors", {SAID: json.dumps(metadata)})
     folder = taken(tmp_path / "a.safetensors", tmp_path / "taken")
     with pytest.raises(InvalidError, match=said):
         adapter_files.check(folder, unet.model)

@@ -23,7 +23,7 @@ from tests.local.engine import updates
 from tests.local.test_cli import text2song
 from tests.local.test_jobs import submit, when
 from workers import adapter_files
-from workers.diffusers_lora import METADATA
+from workers.diffusers_lora import SAID
 from workers.engine import Adapter, Clip, Failure
 from workers.engines.checkpoints import resolve
 from workers.engines.diffusion.adapters import Adapters
@@ -250,7 +250,7 @@ def test_a_studio_takes_an_adapter_of_a_diffusion_model(plain: Loaded, tmp_path:
             for name, tensor in load_file(tmp_path / "adapter" / WEIGHTS).items()
         }
         told = {"transformer.r": 3, "transformer.lora_alpha": 9}
-        save_file(renamed, tmp_path / PIPELINE_WEIGHTS, {METADATA: json.dumps(told)})
+        save_file(renamed, tmp_path / PIPELINE_WEIGHTS, {SAID: json.dumps(told)})
         content = (tmp_path / PIPELINE_WEIGHTS).read_bytes()
         stored = tmp_path / "data" / "objects" / "uploads" / "dub" / PIPELINE_WEIGHTS
         stored.parent.mkdir(parents=True)
