@@ -55,12 +55,8 @@ async def registered(request: Request[Any, Any, Any], services: Services) -> Rec
 
 async def _received(request: Request[Any, Any, Any], folder: Path) -> AdapterRequest:
     fields: dict[str, Any] = await receive(request, folder, FILES)
-    if (folder / WEIGHTS).exists() and not (folder / CONFIG).exists():
-        await asyncio.to_thread(diffusers_lora.rewrite, folder)
-    for field, slot in FILES.items():
-        if not (folder / slot.file_name).exists():
-            detail = f"{field} is missing; send {slot.file_name} as the form's field {field}."
-            raise InvalidError([Fault(f"/{field}", detail)])
+    if not (folder / WEIGHTS).exists():
+        raise InvalidError([Fault("/weights", f"weights is missing; send {WEIGHTS} as the form's field weights.")])
     for name in JSON_FIELDS & fields.keys():
         try:
             fields[name] = msgspec.json.decode(fields[name])
@@ -84,7 +80,6 @@ async def _fetched(request: Request[Any, Any, Any], objects: ObjectStore, folder
         raise InvalidError([Fault("/storage_path", detail)])
     if await objects.stat(f"{place}/{PIPELINE_WEIGHTS}") and not await objects.stat(f"{place}/{CONFIG}"):
         await _fetch(objects, f"{place}/{PIPELINE_WEIGHTS}", folder / WEIGHTS, MAX_WEIGHTS)
-        await asyncio.to_thread(diffusers_lora.rewrite, folder)
     else:
         for slot in FILES.values():
             await _fetch(objects, f"{place}/{slot.file_name}", folder / slot.file_name, slot.limit)
@@ -112,9 +107,16 @@ async def _fetch(objects: ObjectStore, key: str, path: Path, limit: int) -> None
 
 async def _register(services: Services, asked: AdapterRequest, folder: Path) -> Receipt:
     registry = await services.models()
+    is_pipelines = not (folder / CONFIG).exists() and await asyncio.to_thread(diffusers_lora.rewrite, folder)
     config = await asyncio.to_thread(adapter_files.read_config, folder / CONFIG)
     base_model, base_revision = adapters.base(asked, config, [model.id for model in registry.models])
     model = registry.find(base_model)
+    if is_pipelines and (model is None or model.family == "musicgen"):
+        what = "a MusicGen" if model else "no model that this studio knows"
+        detail = (
+            f"The file is a LoRA of a diffusion model, and {base_model!r} is {what}. Name one that GET /models shows."
+        )
+        raise InvalidError([Fault("/base_model", detail)])
     checked = await asyncio.to_thread(adapter_files.check, folder, model)
     registration = _registration(asked, base_model, base_revision, checked)
     place = registration.storage_path

@@ -39,9 +39,9 @@ class Named(Struct, frozen=True):
     end: str
 
 
-def rewrite(folder: Path) -> None:
+def rewrite(folder: Path) -> bool:
     """Makes the folder's weights, if diffusers has named them, those that PEFT would have saved, and adds their
-    configuration. The numbers stay as they are.
+    configuration. The numbers stay as they are. Says whether it did.
 
     Raises InvalidError for a damaged file, and for one that changes more than the network that denoises.
     """
@@ -50,12 +50,13 @@ def rewrite(folder: Path) -> None:
         header = read_header(file)
         named = [_named(tensor) for tensor in header.tensors]
         if not any(each.part in PARTS for each in named):
-            return
+            return False
         _refuse_others(named)
         with target.open("wb") as output:
             _write(output, file, len(header.content), named)
     (folder / CONFIG).write_bytes(msgspec.json.encode(_config(header.metadata, named)))
     target.replace(source)
+    return True
 
 
 def _named(tensor: Tensor) -> Named:

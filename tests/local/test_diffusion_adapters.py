@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from domain.errors import InvalidError
 from domain.events.jobs import Sampling
 from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
+from domain.models import NANO
 from tests import adapter as made
 from tests import diffusion
 from tests.local.adapters import fill
@@ -265,6 +266,11 @@ def test_a_studio_takes_an_adapter_of_a_diffusion_model(plain: Loaded, tmp_path:
         added = text2song("adapters", "add", ".", *options, cwd=tmp_path)
         assert added.returncode == 0, added.stderr
         assert "rank 3" in added.stdout
+        for base, said in ((NANO.id, "is a MusicGen"), ("nobody/nothing", "is no model that this studio knows")):
+            fields = {"name": "dub", "version": "5.0.0", "base_model": base}
+            foreign = studio.http.post("/adapters", data=fields, files={"weights": content})
+            assert (foreign.status_code, foreign.json()["errors"][0]["pointer"]) == (400, "/base_model")
+            assert said in foreign.text
         unnamed = studio.http.post("/adapters", data={"name": "dub", "version": "5.0.0"}, files={"weights": content})
         assert unnamed.status_code == 400
         assert "base_model is missing, and the files name none." in unnamed.text
