@@ -33,6 +33,7 @@ POLL_SECONDS: Final = 0.002
 IDLE_POLL_SECONDS: Final = 0.02
 ACTIVE_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.1
+CHECKPOINT_PAGES: Final = 4_000  # an append waits for each checkpoint, so there are few
 APPLICATION_ID: Final = 0x7432736C
 ONE_OF_EACH: Final = {name: replace(topic, partitions=1) for name, topic in TOPICS.items()}
 HEADS: Final = """
@@ -164,6 +165,7 @@ class SqliteLog:
         connection = connect(self._path, apsw.SQLITE_OPEN_READWRITE | create)
         connection.pragma("synchronous", "FULL")
         connection.pragma("secure_delete", "ON")
+        connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         return connection
 
     def _claim_topics(self, connection: apsw.Connection) -> None:
