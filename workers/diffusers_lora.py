@@ -1,6 +1,5 @@
 """LoRA files as diffusers' pipelines save them: the weights alone, named after the pipeline's parts."""
 
-import json
 import re
 import struct
 from collections import Counter
@@ -14,8 +13,9 @@ from msgspec import Struct
 from domain.errors import Fault, InvalidError
 from domain.lora import CONFIG, PATH, WEIGHTS, Tensor
 from workers.adapter_files import METADATA, chunks, read_header
+from workers.engines.pipelines import DENOISERS
 
-PARTS: Final = ("transformer", "unet")  # those that denoise
+PARTS: Final = frozenset(DENOISERS.values())
 SAID: Final = "lora_adapter_metadata"
 NAME: Final = re.compile(rf"(?P<part>[a-z0-9_]+)\.(?P<path>{PATH.pattern})\.(?P<end>lora_[AB]\.weight)", re.ASCII)
 # How earlier versions of diffusers called the same weights.
@@ -112,7 +112,7 @@ def _write(output: BinaryIO, file: BinaryIO, begin: int, named: Sequence[Named])
             detail = f"{WEIGHTS} has {each.path}.{each.end} twice, under two of diffusers' names. Save it again."
             raise InvalidError([Fault("/weights", detail)])
         facts[key] = {"dtype": each.tensor.dtype, "shape": each.tensor.shape, "data_offsets": (start, end)}
-    header = json.dumps(facts).encode()
+    header = msgspec.json.encode(facts)
     header += b" " * (-len(header) % 8)
     output.write(struct.pack("<Q", len(header)) + header)
     for each in named:

@@ -18,6 +18,8 @@ from domain.errors import UnavailableError
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 5
+# Whoever writes waits for each checkpoint, and many pages change again and again.
+CHECKPOINT_PAGES: Final = 4_000
 
 logger: Final = logging.getLogger(__name__)
 

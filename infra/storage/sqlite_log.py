@@ -22,7 +22,16 @@ from domain.errors import ConflictError, TooLargeError, UnavailableError, Uncert
 from domain.ports import Batch, Message, Position, Record, Topic, TopicPartition
 from infra.storage.log_table import LogTable
 from infra.storage.recent import Recent
-from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, truncate_wal, write_ahead
+from infra.storage.sqlite import (
+    CHECKPOINT_PAGES,
+    Readers,
+    advise,
+    connect,
+    is_new,
+    transaction,
+    truncate_wal,
+    write_ahead,
+)
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[TopicPartition, Message, bytes]  # its headers, encoded
@@ -33,7 +42,6 @@ POLL_SECONDS: Final = 0.002
 IDLE_POLL_SECONDS: Final = 0.02
 ACTIVE_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.1
-CHECKPOINT_PAGES: Final = 4_000  # an append waits for each checkpoint, so there are few
 APPLICATION_ID: Final = 0x7432736C
 ONE_OF_EACH: Final = {name: replace(topic, partitions=1) for name, topic in TOPICS.items()}
 HEADS: Final = """

@@ -17,7 +17,16 @@ from msgspec.structs import replace
 
 from domain.errors import UnavailableError
 from domain.ports import D, Document, Erasure, Query, Scalar, TopicPartition, View
-from infra.storage.sqlite import Readers, advise, connect, is_new, transaction, truncate_wal, write_ahead
+from infra.storage.sqlite import (
+    CHECKPOINT_PAGES,
+    Readers,
+    advise,
+    connect,
+    is_new,
+    transaction,
+    truncate_wal,
+    write_ahead,
+)
 
 T = TypeVar("T")
 
@@ -25,8 +34,6 @@ T = TypeVar("T")
 SCHEMA: Final = 3
 APPLICATION_ID: Final = 0x74327373
 READERS: Final = 4
-# A checkpoint waits for the disk, and a batch may change thousands of pages, some of them in many batches.
-CHECKPOINT_PAGES: Final = 4_000
 SCAN: Final = 500
 WIPE_SECONDS: Final = 1.0
 # Wiping rewrites the file, and nothing is folded meanwhile: a larger one is wiped when it is opened the next time.

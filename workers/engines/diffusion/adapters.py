@@ -50,7 +50,6 @@ def _read(adapter: Adapter, network: torch.nn.Module) -> list[tuple[torch.nn.Lin
     """Raises EngineError where the adapter does not fit the network."""
     name = Path(adapter.folder).name
     layers = {path: layer for path, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)}
-
     changed: dict[str, torch.nn.Linear] = {}
 
     def find(key: str) -> tuple[str, int, int]:
