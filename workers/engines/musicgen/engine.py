@@ -5,8 +5,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import torch
 from transformers import (
@@ -28,10 +29,13 @@ from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, 
 from workers.engines.musicgen.texts import Text, Texts
 
 STEPS_PER_ADVANCE: Final = 20
+RENDERERS: Final = 2
 MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
 # The rest of the free memory is for the text encoder, EnCodec, and what a step holds for a moment.
 SHARE_OF_MEMORY: Final = 0.6
 JOINED: Final = object()
+
+Piece: TypeAlias = tuple[ActiveTake, Future[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +70,9 @@ class MusicgenEngine:
         self._joining: tuple[ActiveTake, Iterator[None]] | None = None
         self._decoding: list[ActiveTake] = []
         self._updates: list[Update] = []
+        # With one thread a core may be free, on which the audio of decoded frames is made while the next are decoded.
+        is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+        self._beside = ThreadPoolExecutor(RENDERERS, "rendering") if is_alone else None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
@@ -121,8 +128,9 @@ class MusicgenEngine:
         """Raises only torch.AcceleratorError: the device is then unusable, and the process must end."""
         self._updates = []
         self._join()
+        pieces = self._render()
         self._decode()
-        clips = self._render()
+        clips = self._rendered(pieces)
         self._updates += [active.progress() for active in self._active.values() if active.started is not None]
         for take in clips:
             if take.owner.request.id not in self._active:
@@ -201,22 +209,35 @@ class MusicgenEngine:
                 if not take.is_decoded:
                     self._waiting.appendleft(take)
 
-    def _render(self) -> list[ActiveTake]:
-        """The takes whose audio is done. Pieces are made as fast as the rows decode, those of decoded takes first."""
+    def _render(self) -> list[Piece]:
+        """Begins the next pieces of audio, as many as the rows decode meanwhile, those of decoded takes first."""
+        ready = [take for active in self._active.values() for take in active.takes if take.can_render]
+        ready.sort(key=lambda take: not take.is_decoded)
+        count = 1 + len(self._decoding) // 8 if self._decoding else RENDERERS
+        return [(take, self._begun(take)) for take in ready[:count]]
+
+    def _begun(self, take: ActiveTake) -> Future[None]:
+        if self._beside is not None:
+            return self._beside.submit(take.render)
+        piece: Future[None] = Future()
+        try:
+            take.render()
+        except Exception as error:
+            piece.set_exception(error)
+        else:
+            piece.set_result(None)
+        return piece
+
+    def _rendered(self, pieces: list[Piece]) -> list[ActiveTake]:
+        """Waits for the pieces. The takes whose audio is done."""
         clips = []
-        for _ in range(1 + len(self._decoding) // 8):
-            ready = [take for active in self._active.values() for take in active.takes if take.can_render]
-            take = next((take for take in ready if take.is_decoded), ready[0] if ready else None)
-            if take is None:
-                break
-            try:
-                take.render()
-            except Exception as error:
+        for take, piece in pieces:
+            error = piece.exception()
+            if isinstance(error, Exception):
                 self._fail([take], error)
-            else:
-                if take.rendering.is_done:
-                    clips.append(take)
-        return [take for take in clips if take.owner.request.id in self._active]
+            elif take.rendering.is_done:
+                clips.append(take)
+        return clips
 
     def _leave(self, take: ActiveTake) -> None:
         """Takes it out of the batch, where it is in it, and lets its adapter go."""

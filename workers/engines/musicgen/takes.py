@@ -113,6 +113,8 @@ class ActiveTake(Struct, eq=False):
             self.codes[:, self.made : made] = decoder.codes(row, self.made - row.offset, made - row.offset)
             self.made = made
 
+    # Threads have this mode each for itself.
+    @torch.inference_mode()
     def render(self) -> None:
         self.rendering.render(self.codes[:, self.rendering.kept_from : self.rendering.needs])
         if self.frames > self.window:
