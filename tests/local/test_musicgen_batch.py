@@ -22,6 +22,7 @@ from tests.local.adapters import adapted, lora
 from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
 from workers.engines import noise
 from workers.engines.checkpoints import resolve
+from workers.engines.musicgen import crew
 from workers.engines.musicgen.engine import STEPS_PER_ADVANCE, MusicgenEngine, read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,6 +32,14 @@ PROMPTS: Final = ("slow dub techno with a warm bass", "a piano", "loud, 130 bpm,
 GREEDY: Final = Sampling(temperature=0.0)
 
 Audio = NDArray[np.float32]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def side_by_side() -> Iterator[None]:
+    """Batches are made in parts where there is more than one core, as small as they are here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(crew, "ROWS_EACH", 1)
+        yield
 
 
 def engine(rows: int = 4, *, channels: int = 1) -> MusicgenEngine:

@@ -1,6 +1,8 @@
 """The parts of the MusicGen engine: draws, adapters' columns, pieces of audio."""
 
 import math
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ from workers.engine import Adapter, EngineError
 from workers.engines import noise
 from workers.engines.musicgen import sampling
 from workers.engines.musicgen.codec import Rendering
+from workers.engines.musicgen.crew import Crew
 from workers.engines.musicgen.decoder import Decoder
 from workers.engines.musicgen.slots import COLUMNS, Slots, read
 
@@ -106,7 +109,7 @@ FROZEN: Final = [0.982541, 0.616129, 2.291323, 1.541494, 0.720110, 2.267794]
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     network: Any = noise.build()[0]
-    return Decoder(network.decoder, 2, 100)
+    return Decoder(network.decoder, Crew(torch.device("cpu")), 2, 100)
 
 
 def slots(decoder: Decoder) -> Slots:
@@ -213,3 +216,44 @@ def test_audio_in_pieces_is_that_of_the_whole(frames: int, channels: int) -> Non
         whole = codec.decoder(codec.quantizer.decode(torch.stack(parts, dim=1)))[:, 0]
     assert pieces == math.ceil(frames / 250)
     assert np.abs(rendering.pcm - whole.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 15, 16, 17, 33, 64])
+def test_parts_of_a_batch_hold_each_row_once_and_are_alike_in_size(rows: int) -> None:
+    crew = Crew(torch.device("cpu"))
+    crew.size = 3
+    parts = crew.parts(rows)
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert len(parts) == max(1, min(3, rows // 8))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_core_or_products_of_several_threads_leave_a_batch_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    several = Crew(torch.device("cpu"))
+    assert several.parts(64) == [range(64)]
+
+    def fail() -> None:
+        raise ValueError("no audio")
+
+    done = several.begin(fail)
+    assert done.done()
+    assert str(done.exception()) == "no audio"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert Crew(torch.device("cpu")).parts(64) == [range(64)]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_part_that_fails_is_told_of_when_all_have_ended(broken: int) -> None:
+    ended = []
+
+    def part(number: int) -> None:
+        if number == broken:
+            raise RuntimeError(f"part {number}")
+        time.sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(RuntimeError, match=f"part {broken}"):
+        Crew(torch.device("cpu")).run([partial(part, number) for number in range(2)])
+    assert ended == [1 - broken]

@@ -1,7 +1,8 @@
 """MusicGen's decoder for a changing batch: one step draws the next codes of every row, in place, in fixed memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -11,26 +12,28 @@ from msgspec.structs import replace
 
 from workers.engines.musicgen import sampling
 from workers.engines.musicgen.batch import Batch, Row, Shape
+from workers.engines.musicgen.crew import Crew
+from workers.engines.musicgen.graphs import Graphs
 from workers.engines.musicgen.slots import COLUMNS, WIDTHS, Slots
 from workers.engines.musicgen.weights import Weights
 from workers.engines.reading import PROMPT_TOKENS
 
 BLOCK: Final = 16  # lengths are counted in steps of this many: few shapes, and sums whose order does not change
 PREFILL: Final = 64
-GRAPHS: Final = 128
 TOLD: Final = {"cross_q", "cross_out"}  # only rows with text have these products
 
 
 class Decoder:
     """Rows 0 to `len(live)` are in the batch; a row that joins is made ready in a spare one behind the others."""
 
-    def __init__(self, network: Any, rows: int, window: int, lead: int = 0) -> None:
+    def __init__(self, network: Any, crew: Crew, rows: int, window: int, lead: int = 0) -> None:
         """`network` is a MusicgenForCausalLM, or a MusicgenMelodyForCausalLM, which reads up to `lead` steps before the
         first frame. `window` is the most frames that it makes at a stretch.
         """
         config = network.config
         self.live: list[Row] = []
         self.rows = rows
+        self._crew = crew
         self.codebooks, self.tokens = config.num_codebooks, config.vocab_size
         self.lag: int = self.codebooks // config.audio_channels - 1
         self.weights = weights = Weights(network, rows, lead + window + self.lag if lead else 0)
@@ -53,7 +56,7 @@ class Decoder:
         """Starts anew with fewer rows, of which none is live."""
         self.rows = rows
         self.live.clear()
-        self._graphs.clear()
+        self._graphs = Graphs()
         self._views.clear()
         self._cache = self._cross = torch.empty(0)
         if self.device.type == "cuda":
@@ -62,9 +65,8 @@ class Decoder:
 
     def _allocate(self) -> None:
         layers, rows, head = len(self.weights.layers), self.rows + 1, self._head
-        self._views: dict[Shape, list[tuple[torch.Tensor, ...]]] = {}
-        self._graphs: dict[Shape, Callable[[], None]] = {}
-        self._pool: Any = None
+        self._views: dict[int, tuple[Shape, list[tuple[torch.Tensor, ...]]]] = {}
+        self._graphs = Graphs()
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -153,13 +155,20 @@ class Decoder:
 
     def run(self, steps: int) -> None:
         """Raises whatever torch raises; the rows are then in no certain state."""
+        parts = self._crew.parts(len(self.live))
+        self._crew.run([partial(self._run, part, steps) for part in parts])
+
+    # Threads have this mode each for itself.
+    @torch.inference_mode()
+    def _run(self, part: range, steps: int) -> None:
+        live = self.live[part.start : part.stop]
         for _ in range(steps):
-            shape = self._shape(self.live, 0)
+            shape = self._shape(live, part.start)
             if self.device.type == "cuda":
-                self._replay(shape)
+                self._graphs.replay(shape, self._step, (self._position, self._latest, self._sound))
             else:
                 self._step(shape)
-            for row in self.live:
+            for row in live:
                 row.position += 1
 
     def _shape(self, live: list[Row], first: int) -> Shape:
@@ -251,44 +260,45 @@ class Decoder:
     def _step(self, shape: Shape) -> None:
         """Fixed shapes, and nothing is read back: on a GPU, this is the body of a captured graph."""
         rows, halves = shape.rows, shape.halves
-        position = self._position[:rows]
-        step = position + self._shift[:rows]
-        x = self.weights.embedded(self._latest[:rows] + self._first_token) + self.weights.places[step]
+        here = slice(shape.first, shape.first + rows)
+        position = self._position[here]
+        step = position + self._shift[here]
+        x = self.weights.embedded(self._latest[here] + self._first_token) + self.weights.places[step]
         if halves == 2:
             x = x.repeat_interleave(2, dim=0)
         x = self._layers(x, shape, step[:, None])
         logits = self.weights.logits(x, rows * halves).view(rows, halves, self.codebooks, self.tokens)
         heard = logits
         if halves == 2:
-            scale = self._guidance[:rows, None, None]
+            scale = self._guidance[here, None, None]
             told, untold = logits.unbind(1)
             logits = torch.where(scale > 1, untold + (told - untold) * scale, told)
         else:
             logits = logits[:, 0]
-        self._sound[:rows] &= logits.sum((1, 2)).isfinite()
+        self._sound[here] &= logits.sum((1, 2)).isfinite()
         if not shape.choice.all_greedy:
-            noise = sampling.gumbel(self._labels, self._key[:rows], self._offset[:rows] + position.int())
+            noise = sampling.gumbel(self._labels, self._key[here], self._offset[here] + position.int())
         else:
             noise = logits
         drawn = sampling.draw(
             logits,
             noise,
             shape.choice,
-            temperature=self._temperature[:rows],
-            top_k=self._top_k[:rows],
-            top_p=self._top_p[:rows],
+            temperature=self._temperature[here],
+            top_k=self._top_k[here],
+            top_p=self._top_p[here],
         )
         frame = position[:, None] - self._delay
-        kept = (frame >= self._given[:rows, None]) & (frame < self._frames[:rows, None])
-        codes = self._codes[:rows]
+        kept = (frame >= self._given[here, None]) & (frame < self._frames[here, None])
+        codes = self._codes[here]
         known = codes.gather(2, frame.clamp(min=0)[..., None])[..., 0]
-        past = (frame >= 0) & (frame < self._given[:rows, None])
+        past = (frame >= 0) & (frame < self._given[here, None])
         latest = torch.where(kept, drawn, torch.where(past, known, self._pad))
         if shape.is_judged:
             likely = heard.float().log_softmax(-1).gather(-1, drawn[:, None, :, None].expand(-1, 2, -1, -1))[..., 0]
-            self._evidence[:rows] += ((likely[:, 0] - likely[:, 1]) * kept).sum(1)
+            self._evidence[here] += ((likely[:, 0] - likely[:, 1]) * kept).sum(1)
         codes.scatter_(2, torch.where(kept, frame, self._length)[..., None], latest[..., None])
-        self._latest[:rows] = latest
+        self._latest[here] = latest
         position += 1
         position.clamp_(max=self._end - 1)
 
@@ -358,40 +368,18 @@ class Decoder:
 
     def _seen(self, shape: Shape, here: slice) -> list[tuple[torch.Tensor, ...]]:
         """Of each layer: the cache as one list of vectors, then the keys and values that the rows look at."""
-        if shape not in self._views:
-            self._views = {
-                shape: [
-                    (
-                        cache.view(-1, self._head),
-                        *(part[here, : shape.halves].flatten(0, 1)[:, :, : shape.length] for part in cache),
-                        *(part[here, :, : shape.text] for part in cross),
-                    )
-                    for cache, cross in zip(self._cache, self._cross, strict=True)
-                ]
-            }
-        return self._views[shape]
-
-    def _replay(self, shape: Shape) -> None:
-        """Records the step as a graph when a shape comes for the first time, and runs it."""
-        if shape not in self._graphs:
-            if len(self._graphs) >= GRAPHS:
-                self._graphs.clear()
-            changed = (self._position, self._latest, self._sound)
-            before = [tensor.clone() for tensor in changed]
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._step(shape)
-            torch.cuda.current_stream().wait_stream(stream)
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
-            graph = torch.cuda.CUDAGraph()
-            # Graphs run one after another and keep nothing, so they share their memory.
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._step(shape)
-            self._graphs[shape] = graph.replay
-        self._graphs[shape]()
+        known, views = self._views.get(shape.first, (None, []))
+        if shape != known:
+            views = [
+                (
+                    cache.view(-1, self._head),
+                    *(part[here, : shape.halves].flatten(0, 1)[:, :, : shape.length] for part in cache),
+                    *(part[here, :, : shape.text] for part in cross),
+                )
+                for cache, cross in zip(self._cache, self._cross, strict=True)
+            ]
+            self._views[shape.first] = shape, views
+        return views
 
 
 def _up(number: int, step: int) -> int:

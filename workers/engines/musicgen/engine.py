@@ -5,7 +5,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -23,13 +23,13 @@ from workers.engine import EngineError, EngineRequest, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
 from workers.engines.faults import NOT_FINITE, failed, is_short_of_memory, short_of_memory, unloadable, usable
+from workers.engines.musicgen.crew import Crew
 from workers.engines.musicgen.decoder import Decoder
 from workers.engines.musicgen.listening import check, heard
 from workers.engines.musicgen.takes import ActiveRequest, ActiveTake, activate, window_frames
 from workers.engines.musicgen.texts import Text, Texts
 
 STEPS_PER_ADVANCE: Final = 20
-RENDERERS: Final = 2
 MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
 # The rest of the free memory is for the text encoder, EnCodec, and what a step holds for a moment.
 SHARE_OF_MEMORY: Final = 0.6
@@ -64,15 +64,13 @@ class MusicgenEngine:
         self._frame_rate = network.audio_encoder.config.sampling_rate / network.audio_encoder.config.hop_length
         lead = self._texts.longest_lead
         self._rows = rows or _rows(Decoder.row_bytes(network.decoder, self._window, lead), device)
-        self._decoder = Decoder(network.decoder, self._rows, self._window, lead)
+        self._crew = Crew(device)
+        self._decoder = Decoder(network.decoder, self._crew, self._rows, self._window, lead)
         self._active: dict[str, ActiveRequest] = {}
         self._waiting: deque[ActiveTake] = deque()
         self._joining: tuple[ActiveTake, Iterator[None]] | None = None
         self._decoding: list[ActiveTake] = []
         self._updates: list[Update] = []
-        # With one thread a core may be free, on which the audio of decoded frames is made while the next are decoded.
-        is_alone = device.type == "cpu" and torch.get_num_threads() == 1
-        self._beside = ThreadPoolExecutor(RENDERERS, "rendering") if is_alone else None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | None = None) -> Self:
@@ -213,20 +211,8 @@ class MusicgenEngine:
         """Begins the next pieces of audio, as many as the rows decode meanwhile, those of decoded takes first."""
         ready = [take for active in self._active.values() for take in active.takes if take.can_render]
         ready.sort(key=lambda take: not take.is_decoded)
-        count = 1 + len(self._decoding) // 8 if self._decoding else RENDERERS
-        return [(take, self._begun(take)) for take in ready[:count]]
-
-    def _begun(self, take: ActiveTake) -> Future[None]:
-        if self._beside is not None:
-            return self._beside.submit(take.render)
-        piece: Future[None] = Future()
-        try:
-            take.render()
-        except Exception as error:
-            piece.set_exception(error)
-        else:
-            piece.set_result(None)
-        return piece
+        count = 1 + len(self._decoding) // 8 if self._decoding else self._crew.size
+        return [(take, self._crew.begin(take.render)) for take in ready[:count]]
 
     def _rendered(self, pieces: list[Piece]) -> list[ActiveTake]:
         """Waits for the pieces. The takes whose audio is done."""
