@@ -222,7 +222,7 @@ def test_audio_in_pieces_is_that_of_the_whole(frames: int, channels: int) -> Non
 def test_parts_of_a_batch_hold_each_row_once_and_are_alike_in_size(rows: int) -> None:
     crew = Crew(torch.device("cpu"))
     crew.size = 3
-    parts = crew.parts(rows)
+    parts = crew.parts(range(rows))
     assert [row for part in parts for row in part] == list(range(rows))
     assert len(parts) == max(1, min(3, rows // 8))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -231,7 +231,7 @@ def test_parts_of_a_batch_hold_each_row_once_and_are_alike_in_size(rows: int) ->
 def test_one_core_or_products_of_several_threads_leave_a_batch_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     several = Crew(torch.device("cpu"))
-    assert several.parts(64) == [range(64)]
+    assert several.parts(range(64)) == [range(64)]
 
     def fail() -> None:
         raise ValueError("no audio")
@@ -241,7 +241,7 @@ def test_one_core_or_products_of_several_threads_leave_a_batch_whole(monkeypatch
     assert str(done.exception()) == "no audio"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    assert Crew(torch.device("cpu")).parts(64) == [range(64)]
+    assert Crew(torch.device("cpu")).parts(range(64)) == [range(64)]
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -26,10 +26,10 @@ class Crew:
         # More than there are cores: no part of the batch waits behind a piece of audio.
         self._threads = ThreadPoolExecutor(2 * MOST, "crew") if is_shared else None
 
-    def parts(self, rows: int) -> list[range]:
-        """Of a batch: as many as pay, and alike in size."""
-        count = max(1, min(self.size, rows // ROWS_EACH))
-        return [range(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+    def parts(self, rows: range) -> list[range]:
+        """As many as pay, and alike in size."""
+        count = max(1, min(self.size, len(rows) // ROWS_EACH))
+        return [rows[len(rows) * part // count : len(rows) * (part + 1) // count] for part in range(count)]
 
     def begin(self, job: Callable[[], None]) -> Future[None]:
         """Done already where one thing is done at a time."""

@@ -155,7 +155,10 @@ class Decoder:
 
     def run(self, steps: int) -> None:
         """Raises whatever torch raises; the rows are then in no certain state."""
-        parts = self._crew.parts(len(self.live))
+        whole = range(len(self.live))
+        # Products of adapters are so small and many that threads would mostly take turns in Python.
+        adapted = any(row.columns is not None for row in self.live)
+        parts = [whole] if adapted else self._crew.parts(whole)
         self._crew.run([partial(self._run, part, steps) for part in parts])
 
     # Threads have this mode each for itself.
