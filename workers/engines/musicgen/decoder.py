@@ -165,32 +165,46 @@ class Decoder:
     @torch.inference_mode()
     def _run(self, part: range, steps: int) -> None:
         live = self.live[part.start : part.stop]
-        for _ in range(steps):
-            shape = self._shape(live, part.start)
-            if self.device.type == "cuda":
-                self._graphs.replay(shape, self._step, (self._position, self._latest, self._sound))
+        shape, seen = self._shape(live, part.start), max(row.shift + row.position for row in live)
+        # On a CPU made for all steps together, as it is many operations on few numbers.
+        noise = None if self.device.type == "cuda" else self._noise(shape, steps)
+        for step in range(steps):
+            now = replace(shape, length=self._reach(seen + step))
+            if noise is None:
+                self._graphs.replay(now, self._step, (self._position, self._latest, self._sound))
             else:
-                self._step(shape)
-            for row in live:
-                row.position += 1
+                self._step(now, noise[:, step])
+        for row in live:
+            row.position += steps
 
     def _shape(self, live: list[Row], first: int) -> Shape:
         count = len(live)
         used = max((row.columns.stop for row in live if row.columns is not None), default=0)
         cuda = self.device.type == "cuda"
-        # Each shape is a graph of its own, so a GPU has fewer of them.
-        steps, tokens = (16 * BLOCK, 4 * BLOCK) if cuda else (BLOCK, BLOCK)
         choice = sampling.choice([row.sampling for row in live])
         return Shape(
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
             halves=2 if any(row.is_judged or row.sampling.guidance_scale > 1 for row in live) else 1,
-            length=min(self._length, _up(max(row.shift + row.position for row in live) + 1, steps)),
-            text=_up(max(len(row.text) for row in live), tokens),
+            length=self._reach(max(row.shift + row.position for row in live)),
+            # Each shape is a graph of its own, so a GPU has fewer of them.
+            text=_up(max(len(row.text) for row in live), 4 * BLOCK if cuda else BLOCK),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
             choice=replace(choice, top_k=None) if cuda else choice,
             is_judged=any(row.is_judged for row in live),
         )
+
+    def _reach(self, step: int) -> int:
+        """How much of the cache this step reads."""
+        return min(self._length, _up(step + 1, 16 * BLOCK if self.device.type == "cuda" else BLOCK))
+
+    def _noise(self, shape: Shape, steps: int) -> torch.Tensor:
+        """Of the next steps, `[rows, steps, codebooks, tokens]`; of no size where no row draws."""
+        here = slice(shape.first, shape.first + shape.rows)
+        if shape.choice.all_greedy:
+            return self._labels.new_empty(shape.rows, steps, 0, 0)
+        first = self._offset[here] + self._position[here].int()
+        return sampling.gumbel(self._labels, self._key[here, None], first[:, None] + self._times[:steps].int())
 
     def _write(self, row: Row, place: int) -> None:
         length = len(row.text)
@@ -260,7 +274,7 @@ class Decoder:
         spread = (embedded + self.weights.places[positions])[: shape.halves]
         self._layers(spread.reshape(-1, self.weights.width), shape, positions[None])
 
-    def _step(self, shape: Shape) -> None:
+    def _step(self, shape: Shape, noise: torch.Tensor | None = None) -> None:
         """Fixed shapes, and nothing is read back: on a GPU, this is the body of a captured graph."""
         rows, halves = shape.rows, shape.halves
         here = slice(shape.first, shape.first + rows)
@@ -279,13 +293,9 @@ class Decoder:
         else:
             logits = logits[:, 0]
         self._sound[here] &= logits.sum((1, 2)).isfinite()
-        if not shape.choice.all_greedy:
-            noise = sampling.gumbel(self._labels, self._key[here], self._offset[here] + position.int())
-        else:
-            noise = logits
         drawn = sampling.draw(
             logits,
-            noise,
+            self._noise(shape, 1)[:, 0] if noise is None else noise,
             shape.choice,
             temperature=self._temperature[here],
             top_k=self._top_k[here],

@@ -92,11 +92,11 @@ def key(seed: int) -> int:
 
 
 def gumbel(labels: torch.Tensor, keys: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise `[rows, codebooks, tokens]`: each number is a hash of its seed, position, codebook and token.
+    """Gumbel noise `[..., codebooks, tokens]`: each number is a hash of its seed, position, codebook and token.
 
-    So a seed gives the same draws in any batch. `keys` and `position` are int32 `[rows]`.
+    So a seed gives the same draws in any batch. `keys` and `position` are int32, of shapes that fit each other.
     """
-    bits = mixed(labels ^ mixed(keys + position)[:, None, None])
+    bits = mixed(labels ^ mixed(keys + position)[..., None, None])
     # fp32 represents 23 bits plus one half exactly. With one more bit the largest would round to 1: infinite noise.
     uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).div_(2**23)
     return uniform.log_().neg_().log_().neg_()
