@@ -15,9 +15,9 @@ from domain.models import NANO, NOISE
 from infra.cli.console import Folder, console, or_exit
 from infra.cli.console import run as run_async
 from infra.cli.dataset import url_option, write
+from workers.cores import spin_briefly, usable_cores
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
-from workers.spinning import spin_briefly
 from workers.training import examples
 from workers.training.config import DEFAULTS, METHODS, Config, config
 from workers.training.errors import Stopped, TrainingError
@@ -128,8 +128,7 @@ def _train(
     from workers.training.run import Training
     from workers.training.samples import FOLDER
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or cores)
+    torch.set_num_threads(threads or usable_cores())
     with _stops() as stops, _Shown() as shown:
         training = Training(
             chosen,

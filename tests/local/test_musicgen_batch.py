@@ -2,7 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -325,6 +328,34 @@ def test_memory_that_runs_out_halves_the_rows_and_loses_nothing(monkeypatch: pyt
     (failure,) = [update for update in small.advance() if isinstance(update, Failure)]
     assert failure.transient
     assert "ran out of memory" in failure.error
+
+
+def test_takes_that_begin_again_while_their_audio_is_made_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sing(engine(2), request("a", 1, 2, duration=6.5))
+    small = engine(2)
+    run, begin = small._decoder.run, small._crew.begin
+    begun = threading.Event()
+
+    def late(job: Callable[[], None]) -> Future[None]:
+        """Begins the audio when memory has run out and the takes have begun again."""
+        begun.set()
+
+        def wait_and_do() -> None:
+            time.sleep(0.2)
+            job()
+
+        return begin(wait_and_do)
+
+    def hungry(steps: int) -> None:
+        if begun.is_set() and len(small._decoder.live) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run(steps)
+
+    monkeypatch.setattr(small._crew, "begin", late)
+    monkeypatch.setattr(small._decoder, "run", hungry)
+    made = sing(small, request("a", 1, 2, duration=6.5))
+    assert small.capacity == 1
+    assert all(np.array_equal(pcm, made[name]) for name, pcm in whole.items())
 
 
 def test_numbers_that_are_not_finite_end_one_request_and_leave_nothing_behind(loaded: MusicgenEngine) -> None:

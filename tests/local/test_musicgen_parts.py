@@ -240,7 +240,7 @@ def test_one_core_or_products_of_several_threads_leave_a_batch_whole(monkeypatch
     assert done.done()
     assert str(done.exception()) == "no audio"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("workers.engines.musicgen.crew.usable_cores", lambda: 1)
     assert Crew(torch.device("cpu")).parts(range(64)) == [range(64)]
 
 

@@ -7,9 +7,9 @@ from typing import Final
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from workers.cores import spin_briefly, usable_cores
 from workers.engine import Engine, EngineError
 from workers.engines.checkpoints import BUILT_IN, Checkpoint
-from workers.spinning import spin_briefly
 
 INSTALL: Final = "pip install 'text2song-studio[diffusion]'"
 NEEDED: Final = ("diffusers", "torchsde")
@@ -28,7 +28,7 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     # The parent process imports this module only to pass `load` on, and these imports would slow it down.
     import torch  # noqa: PLC0415
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     # The built-in models are too small to gain from a second thread, which a busy core would then hold up.
     torch.set_num_threads(1 if checkpoint in BUILT_IN or cores == 1 else max(2, cores - 1))
     if is_pipeline:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from workers import spinning
+from workers import cores
 from workers.garbage import uncollected
 
 LONGEST_LINE: Final = 16_000_000
@@ -25,7 +25,7 @@ STOP_SECONDS: Final = 60.0
 WORDS: Final = 2_000
 # Memory that each step takes anew is kept, as the kernel's clearing of it is a sixth of a step; it all goes when the
 # process ends.
-ENVIRONMENT: Final = spinning.BRIEF | {
+ENVIRONMENT: Final = cores.BRIEF | {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }

@@ -1,11 +1,12 @@
 """Threads that share an engine's work on a CPU."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 import torch
+
+from workers.cores import usable_cores
 
 # With fewer, threads lose more by taking turns in Python than they win by computing at the same time.
 ROWS_EACH: Final = 8
@@ -20,9 +21,8 @@ class Crew:
     """
 
     def __init__(self, device: torch.device) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         is_shared = device.type == "cpu" and torch.get_num_threads() == 1
-        self.size = min(cores, MOST) if is_shared else 1
+        self.size = min(usable_cores(), MOST) if is_shared else 1
         # More than there are cores: no part of the batch waits behind a piece of audio.
         self._threads = ThreadPoolExecutor(2 * MOST, "crew") if is_shared else None
 

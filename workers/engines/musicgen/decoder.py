@@ -171,7 +171,7 @@ class Decoder:
         for step in range(steps):
             now = replace(shape, length=self._reach(seen + step))
             if noise is None:
-                self._graphs.replay(now, self._step, (self._position, self._latest, self._sound))
+                self._graphs.replay(now, self._step, (self._position, self._latest, self._sound, self._evidence))
             else:
                 self._step(now, noise[:, step])
         for row in live:

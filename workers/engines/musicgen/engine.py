@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -23,6 +24,7 @@ from workers.engine import EngineError, EngineRequest, Update
 from workers.engines import noise
 from workers.engines.checkpoints import Checkpoint
 from workers.engines.faults import NOT_FINITE, failed, is_short_of_memory, short_of_memory, unloadable, usable
+from workers.engines.musicgen.codec import Rendering
 from workers.engines.musicgen.crew import Crew
 from workers.engines.musicgen.decoder import Decoder
 from workers.engines.musicgen.listening import check, heard
@@ -35,7 +37,7 @@ MOST_ROWS: Final = {"cpu": 16, "cuda": 64}
 SHARE_OF_MEMORY: Final = 0.6
 JOINED: Final = object()
 
-Piece: TypeAlias = tuple[ActiveTake, Future[None]]
+Piece: TypeAlias = tuple[ActiveTake, Rendering, Future[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -212,16 +214,20 @@ class MusicgenEngine:
         ready = [take for active in self._active.values() for take in active.takes if take.can_render]
         ready.sort(key=lambda take: not take.is_decoded)
         count = 1 + len(self._decoding) // 8 if self._decoding else self._crew.size
-        return [(take, self._crew.begin(take.render)) for take in ready[:count]]
+        return [
+            (take, take.rendering, self._crew.begin(partial(take.render, take.rendering))) for take in ready[:count]
+        ]
 
     def _rendered(self, pieces: list[Piece]) -> list[ActiveTake]:
-        """Waits for the pieces. The takes whose audio is done."""
+        """Waits for the pieces. The takes whose audio is done, but for those that have begun again meanwhile."""
         clips = []
-        for take, piece in pieces:
+        for take, rendering, piece in pieces:
             error = piece.exception()
+            if take.rendering is not rendering:
+                continue
             if isinstance(error, Exception):
                 self._fail([take], error)
-            elif take.rendering.is_done:
+            elif rendering.is_done:
                 clips.append(take)
         return clips
 

@@ -115,8 +115,9 @@ class ActiveTake(Struct, eq=False):
 
     # Threads have this mode each for itself.
     @torch.inference_mode()
-    def render(self) -> None:
-        self.rendering.render(self.codes[:, self.rendering.kept_from : self.rendering.needs])
+    def render(self, rendering: Rendering) -> None:
+        """The next piece of a rendering that is this take's, or was until it had to begin again."""
+        rendering.render(self.codes[:, rendering.kept_from : rendering.needs])
         if self.frames > self.window:
             # A piece leaves holes between what lives on, and a long clip has many pieces.
             memory.give_back()
