@@ -220,7 +220,7 @@ class Decoder:
                 break
             both = F.linear(row.text, layer.cross.kv)
             if row.columns is not None:
-                both = both + torch.cat([*self.slots.addition("cross_kv", number, columns, row.text, row.scale)], dim=1)
+                both = both + self.slots.addition("cross_kv", number, columns, row.text, row.scale)
             self._cross[number, :, place, :, :length] = both.view(length, 2, self._heads, self._head).permute(
                 1, 2, 0, 3
             )
@@ -375,8 +375,7 @@ class Decoder:
         y = self.weights.product(x, matrix)
         weight = batch.told_weight if site in TOLD else batch.weight
         if weight is not None:
-            added = self.slots.addition(site, number, batch.columns, self.weights.fit_added(x), weight)
-            y += added.transpose(0, 1).flatten(1)[: len(y)]
+            y += self.slots.addition(site, number, batch.columns, self.weights.fit_added(x), weight)[: len(y)]
         return y
 
     def _seen(self, shape: Shape, here: slice) -> list[tuple[torch.Tensor, ...]]:

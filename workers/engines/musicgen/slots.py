@@ -59,6 +59,8 @@ class Slots:
         # Least recently used first.
         self._columns: dict[str, range] = {}
         self._users: dict[str, int] = {}
+        # A step takes many of them, and they stay where they are.
+        self._views: dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def hold(self, adapter: Adapter) -> range | None:
         """The adapter's columns, kept for a row until `let_go`; None while there is no room. Raises EngineError."""
@@ -111,11 +113,20 @@ class Slots:
     def addition(
         self, site: str, layer: int, columns: slice, inputs: torch.Tensor, weight: torch.Tensor | float
     ) -> torch.Tensor:
-        """`[parts, rows, out]` for inputs `[rows, in]`; `weight` says how much each row takes of each column."""
-        down, up = self.down[site][layer, :, columns], self.up[site][layer, :, columns]
-        if len(down) == 1:
-            return (((inputs @ down[0].T) * weight) @ up[0])[None]
-        return ((inputs @ down.transpose(1, 2)) * weight) @ up
+        """`[rows, parts x out]` for inputs `[rows, in]`; `weight` says how much each row takes of each column."""
+        down, up = self._first(site, layer, columns.stop)
+        if columns.start:
+            down, up = down[..., columns.start :], up[..., columns.start :, :]
+        added = ((inputs @ down) * weight) @ up
+        return added if added.dim() == 2 else added.transpose(0, 1).flatten(1)
+
+    def _first(self, site: str, layer: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Down `[parts, in, columns]` and up `[parts, columns, out]`, without parts where there is one."""
+        key = site, layer, columns
+        if key not in self._views:
+            down, up = self.down[site][layer, :, :columns], self.up[site][layer, :, :columns]
+            self._views[key] = down.transpose(1, 2).squeeze(0), up.squeeze(0)
+        return self._views[key]
 
 
 def read(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], layers: int) -> list[Pair]:
