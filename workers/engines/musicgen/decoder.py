@@ -165,11 +165,12 @@ class Decoder:
     @torch.inference_mode()
     def _run(self, part: range, steps: int) -> None:
         live = self.live[part.start : part.stop]
-        shape, seen = self._shape(live, part.start), max(row.shift + row.position for row in live)
+        last = max(row.shift + row.position for row in live)
+        shape = self._shape(live, part.start, last)
         # On a CPU made for all steps together, as it is many operations on few numbers.
         noise = None if self.device.type == "cuda" else self._noise(shape, steps)
         for step in range(steps):
-            now = replace(shape, length=self._reach(seen + step))
+            now = replace(shape, length=self._reach(last + step))
             if noise is None:
                 self._graphs.replay(now, self._step, (self._position, self._latest, self._sound, self._evidence))
             else:
@@ -177,7 +178,7 @@ class Decoder:
         for row in live:
             row.position += steps
 
-    def _shape(self, live: list[Row], first: int) -> Shape:
+    def _shape(self, live: list[Row], first: int, step: int) -> Shape:
         count = len(live)
         used = max((row.columns.stop for row in live if row.columns is not None), default=0)
         cuda = self.device.type == "cuda"
@@ -186,7 +187,7 @@ class Decoder:
             first=first,
             rows=min(self.rows, 1 << (count - 1).bit_length()) if cuda else count,
             halves=2 if any(row.is_judged or row.sampling.guidance_scale > 1 for row in live) else 1,
-            length=self._reach(max(row.shift + row.position for row in live)),
+            length=self._reach(step),
             # Each shape is a graph of its own, so a GPU has fewer of them.
             text=_up(max(len(row.text) for row in live), 4 * BLOCK if cuda else BLOCK),
             columns=COLUMNS if cuda and used else _up(used, WIDTHS),
@@ -263,8 +264,8 @@ class Decoder:
 
     def _prefill(self, row: Row, place: int, steps: range) -> None:
         """Fills the cache for steps whose inputs are known, all at once. They count from the first step of the lead."""
-        alone = Row(text=row.text, frames=0, sampling=row.sampling, seed=0, columns=row.columns, position=steps[-1])
-        shape = self._shape([alone], place)
+        alone = Row(text=row.text, frames=0, sampling=row.sampling, seed=0, columns=row.columns)
+        shape = self._shape([alone], place, steps[-1])
         first, last = max(0, steps.start - row.shift), max(0, steps.stop - row.shift)
         tokens = self._inputs(row, place, first, last - first)
         embedded = self.weights.embedded(tokens + self._first_token).expand(2, -1, -1)
