@@ -47,7 +47,8 @@ class ModelBody(Struct, frozen=True, kw_only=True):
 
     Durations are in seconds. `parameters` are the fields of `POST /generate` that the model has a use for,
     `own_parameters` those that go into its field `parameters`. `capabilities` are some of text-to-music, adapters,
-    lyrics, melody, continuation, stereo, seeds and best_of.
+    lyrics, melody, continuation, stereo, seeds and best_of. `tempi` are the slowest and the fastest that it plays, in
+    beats a minute, or null where they are not known.
     """
 
     id: str
@@ -64,6 +65,7 @@ class ModelBody(Struct, frozen=True, kw_only=True):
     own_parameters: list[ModelParameter]
     license: str
     notice: str | None
+    tempi: tuple[int, int] | None
     is_active: bool
     is_loaded: bool
     workers: int

@@ -12,7 +12,7 @@ from domain.events.models import TOPIC, ModelActivated
 from domain.events.progress import LoadedModel, WorkerAlive
 from domain.families import FAMILIES, Parameter
 from domain.ports import View
-from domain.reading import Reader, warnings
+from domain.reading import Reader, tempo_warnings, warnings
 
 MIN_DURATION: Final = 0.5
 DEFAULT_DURATION: Final = 8.0
@@ -38,7 +38,8 @@ class Model(Struct, frozen=True, kw_only=True):
 
     `parameters` are those it takes besides those of every request; `guidance_scale` is its default, None where it has
     no guidance. `revision` is the commit hash on the model hub, where it is known; `notice` is what a listener must be
-    told before hearing it; `decoder` is None where its sizes are not known.
+    told before hearing it; `decoder` is None where its sizes are not known. `tempi` are the slowest and the fastest
+    that it plays, in beats a minute, None where they are not known.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Model(Struct, frozen=True, kw_only=True):
     is_active: bool = False
     notice: str | None = None
     decoder: Decoder | None = None
+    tempi: tuple[int, int] | None = None
     min_duration: float = MIN_DURATION
     parameters: list[Parameter] = []
     guidance_scale: float | None = 3.0
@@ -91,6 +93,7 @@ NANO: Final = Model(
     license="Apache-2.0",
     notice="This model is tiny and learnt from synthesised songs alone: it sketches what is asked for.",
     decoder=Decoder(layers=6, hidden=256, inner=768),
+    tempi=(70, 140),
 )
 
 NOISE: Final = Model(
@@ -338,10 +341,11 @@ class Registry:
         return start or self.usable(model_id)
 
     def warnings(self, model: Model, prompt: str) -> list[str]:
-        """What the model does not read of a prompt, as far as that is known here."""
+        """What the model does not read of a prompt or cannot do, as far as that is known here."""
+        found = tempo_warnings(model.id, model.tempi, prompt) if model.tempi else []
         if self._reader is None or model.id != self._start.id:
-            return []
-        return warnings(model.id, self._reader(prompt))
+            return found
+        return [*warnings(model.id, self._reader(prompt)), *found]
 
     def notice(self, model_id: str) -> str | None:
         """What a listener must be told before hearing this model."""

@@ -1,5 +1,6 @@
 """What a model reads of a prompt, and what its listener has to be told of it."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
@@ -9,6 +10,10 @@ from domain.events.prompts import PromptAttributes
 
 SHOWN: Final = 5
 PUNCTUATION: Final = ",.;:!?()[]\"'"
+TEMPO: Final = re.compile(
+    r"(?<![\d.])(\d{1,4})(?:\.\d+)?[ -]*(?:bpm|beats (?:per|a) minute)|\b(?:bpm|tempo)(?: of|:|=| =)? *(\d{1,4})",
+    re.IGNORECASE,
+)
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -45,6 +50,17 @@ def warnings(model_id: str, reading: Reading) -> list[str]:
     if reading.cut is not None:
         found.append(f"The prompt is too long for {model_id}, which reads nothing from “{reading.cut}” on.")
     return found
+
+
+def tempo_warnings(model_id: str, tempi: tuple[int, int], text: str) -> list[str]:
+    """One sentence for each tempo in the text that is outside `tempi`, the slowest and the fastest."""
+    asked = [int(before or after) for before, after in TEMPO.findall(text)]
+    slowest, fastest = tempi
+    return [
+        f"{model_id} plays {slowest} to {fastest} beats a minute, not {tempo}."
+        for tempo in dict.fromkeys(asked)
+        if not slowest <= tempo <= fastest
+    ]
 
 
 def _quoted(words: Iterable[str]) -> str:

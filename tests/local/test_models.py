@@ -31,6 +31,7 @@ def test_scenario_list_available_models(studio: Running) -> None:
         assert model["sample_rate"] in {16000, 32000, 44100, 48000}
         assert model["vram_gb"] > 0
         assert model["license"]
+        assert model["tempi"] == ([70, 140] if model["id"] == NANO.id else None)
         assert model["parameters"]["duration"]["minimum"] == model["min_duration"]
     for model in (model for model in models if model["family"] == "musicgen"):
         assert model["parameters"]["temperature"] == {"default": 1, "minimum": 0, "maximum": 5}

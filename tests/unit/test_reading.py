@@ -4,8 +4,9 @@ import pytest
 
 from domain.events.prompts import PromptAttributes
 from domain.models import NANO, NOISE
-from domain.reading import Reader, Reading, warnings, wording
+from domain.reading import Reader, Reading, tempo_warnings, warnings, wording
 from workers.engines.checkpoints import resolve
+from workers.engines.musicgen.nano.songs import MAX_TEMPO, MIN_TEMPO
 from workers.engines.reading import PROMPT_TOKENS, reader
 
 
@@ -39,6 +40,29 @@ def test_what_is_left_out_of_a_long_prompt_is_named(read: Reader) -> None:
     assert warnings("nano", read(fits)) == []
     [warning] = warnings("nano", read(f"{fits} violin and harp"))
     assert warning == "The prompt is too long for nano, which reads nothing from “violin and harp” on."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "outside"),
+    [
+        ("piano, 70 bpm", []),
+        ("techno at 174bpm, drums", [174]),
+        ("TEMPO: 65", [65]),
+        ("tempo of 180, later 180 beats per minute, at last 40 bpm", [180, 40]),
+        ("bpm 141, in 4/4", [141]),
+        ("69.5 BPM", [69]),
+        ("a 1000-bpm joke", [1000]),
+        ("174 violins in 1985", []),
+        ("", []),
+    ],
+)
+def test_a_tempo_that_a_model_does_not_play_is_named(prompt: str, outside: list[int]) -> None:
+    said = [f"nano plays 70 to 140 beats a minute, not {tempo}." for tempo in outside]
+    assert tempo_warnings("nano", (70, 140), prompt) == said
+
+
+def test_nano_plays_the_tempi_of_its_songs() -> None:
+    assert NANO.tempi == (MIN_TEMPO, MAX_TEMPO)
 
 
 def test_a_model_without_a_tokenizer_of_its_own_is_not_judged() -> None:
