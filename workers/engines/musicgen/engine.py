@@ -219,11 +219,11 @@ class MusicgenEngine:
         ]
 
     def _rendered(self, pieces: list[Piece]) -> list[ActiveTake]:
-        """Waits for the pieces. The takes whose audio is done, but for those that have begun again meanwhile."""
+        """Waits for the pieces. The takes whose audio is done, without those that began again or ended meanwhile."""
         clips = []
         for take, rendering, piece in pieces:
             error = piece.exception()
-            if take.rendering is not rendering:
+            if take.rendering is not rendering or take.owner.request.id not in self._active:
                 continue
             if isinstance(error, Exception):
                 self._fail([take], error)
