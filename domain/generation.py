@@ -213,7 +213,7 @@ def submission(
         "request_digest": digest,
         "best_of": best_of,
         "best_of_by": candidates.basis(best_of, request.best_of_by, adapter),
-        "webhook_events": tuple(request.webhook_events or ()),
+        "webhook_events": tuple(dict.fromkeys(request.webhook_events or ())),
     }
     return convert(asdict(request) | decided, JobSubmitted, from_attributes=True)
 

@@ -1,7 +1,7 @@
 """What a model reads of a prompt, and what its listener has to be told of it."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -53,17 +53,18 @@ def warnings(model_id: str, reading: Reading) -> list[str]:
 
 
 def tempo_warnings(model_id: str, tempi: tuple[int, int], text: str) -> list[str]:
-    """One sentence for each tempo in the text that is outside `tempi`, the slowest and the fastest."""
-    asked = [int(before or after) for before, after in TEMPO.findall(text)]
+    """A sentence that names the tempi in the text that are outside `tempi`, the slowest and the fastest."""
     slowest, fastest = tempi
-    return [
-        f"{model_id} plays {slowest} to {fastest} beats a minute, not {tempo}."
-        for tempo in dict.fromkeys(asked)
-        if not slowest <= tempo <= fastest
-    ]
+    asked = [int(before or after) for before, after in TEMPO.findall(text)]
+    outside = [str(tempo) for tempo in dict.fromkeys(asked) if not slowest <= tempo <= fastest]
+    return [f"{model_id} plays {slowest} to {fastest} beats a minute, not {_listed(outside)}."] if outside else []
 
 
 def _quoted(words: Iterable[str]) -> str:
-    different = list(dict.fromkeys(word.strip(PUNCTUATION)[:40] for word in words))
-    shown = ", ".join(f"“{word}”" for word in different[:SHOWN])
-    return shown if len(different) <= SHOWN else f"{shown} and {len(different) - SHOWN} more words"
+    different = list(dict.fromkeys(f"“{word.strip(PUNCTUATION)[:40]}”" for word in words))
+    return _listed(different, " words")
+
+
+def _listed(different: Sequence[str], kind: str = "") -> str:
+    shown = ", ".join(different[:SHOWN])
+    return shown if len(different) <= SHOWN else f"{shown} and {len(different) - SHOWN} more{kind}"

@@ -340,6 +340,14 @@ async def test_a_name_that_leads_elsewhere_when_it_is_connected_to_is_refused_th
         assert receiver.heard == []
 
 
+async def test_an_event_that_is_named_often_is_sent_once(parts: Parts) -> None:
+    asked = {"prompt": "x", "webhook_url": "https://8.8.8.8/", "webhook_events": ["job.failed", "job.started"] * 11}
+    answer = await parts.http.post("/generate", json=asked)
+    assert answer.status_code == 202, answer.text
+    job = await parts.http.get(f"/jobs/{answer.json()['job_id']}")
+    assert job.json()["webhook_events"] == ["job.failed", "job.started"]
+
+
 @pytest.mark.parametrize(
     ("error", "is_refused"),
     [

@@ -57,8 +57,13 @@ def test_what_is_left_out_of_a_long_prompt_is_named(read: Reader) -> None:
     ],
 )
 def test_a_tempo_that_a_model_does_not_play_is_named(prompt: str, outside: list[int]) -> None:
-    said = [f"nano plays 70 to 140 beats a minute, not {tempo}." for tempo in outside]
-    assert tempo_warnings("nano", (70, 140), prompt) == said
+    said = tempo_warnings("nano", (70, 140), prompt)
+    assert said == [f"nano plays 70 to 140 beats a minute, not {', '.join(map(str, outside))}."] * bool(outside)
+
+
+def test_a_prompt_of_many_tempi_has_one_warning() -> None:
+    [said] = tempo_warnings("nano", (70, 140), ", ".join(f"{tempo} bpm" for tempo in range(1, 60)))
+    assert said == "nano plays 70 to 140 beats a minute, not 1, 2, 3, 4, 5 and 54 more."
 
 
 def test_nano_plays_the_tempi_of_its_songs() -> None:
