@@ -57,7 +57,7 @@ async def list_prompts(
 async def read_prompt(services: Injected, text: FromQuery[str], model_id: FromQuery[str | None] = None) -> Reading:
     """What a job of this text would be warned of: words that the model does not know, and what it leaves out."""
     models = await services.models()
-    model = models.usable(model_id) if model_id is not None else models.active
+    model = models.usable(model_id)
     return Reading(warnings=models.warnings(model, text))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from msgspec import Struct, convert
 from msgspec.structs import asdict, replace
 
-from domain.errors import Fault, InvalidError
+from domain.errors import Fault, InvalidError, UnavailableError
 from domain.events import Recorded
 from domain.events.models import TOPIC, ModelActivated
 from domain.events.progress import LoadedModel, WorkerAlive
@@ -276,7 +276,9 @@ class Registry:
         workers: Sequence[WorkerAlive] = (),
         chosen: str | None = None,
     ) -> None:
-        """`start` is active unless another one that is known was chosen."""
+        """`start` is active unless another one was chosen. Of a choice that is not known nothing can be asked for until
+        a worker with it is heard of.
+        """
         self._start = start
         self._known = known
         self._reader = reader
@@ -289,7 +291,9 @@ class Registry:
         for id_, working in self.workers.items():
             if loaded := working[-1].model:
                 models[id_] = _told(models.get(id_), id_, loaded)
-        self.active = replace(models.pop(chosen if chosen in models else start.id), is_active=True)
+        self._away = None if chosen is None or chosen in models else chosen
+        shown = start.id if chosen is None or self._away else chosen
+        self.active = replace(models.pop(shown), is_active=self._away is None)
         self.models = (self.active, *models.values())
 
     def now(self, chosen: str | None, workers: Sequence[WorkerAlive]) -> "Registry":
@@ -299,22 +303,30 @@ class Registry:
         return next((model for model in self.models if model.id == model_id), None)
 
     def usable(self, model_id: str | None) -> Model:
-        """The model to generate with, None meaning the active one. Raises InvalidError for any that is not loaded."""
-        if model_id is None or model_id == self.active.id:
+        """The model to generate with, None meaning the active one. Raises InvalidError for any that is not loaded, and
+        UnavailableError for the active one while no worker has said what it takes.
+        """
+        if self._away is not None and model_id in {None, self._away}:
+            raise UnavailableError(
+                f"The active model {self._away} has no worker just now. Start one with TEXT2SONG_MODEL, ask again when "
+                "it is back, name another model_id, or activate another model (PATCH /models/active)."
+            )
+        if model_id is None or (model_id == self.active.id and self._away is None):
             return self.active
         model = self.find(model_id)
         if model is None and is_stood_in_for(model_id):
             return self._stand_in(model_id)
         if model is not None and model_id in self.workers:
             return model
+        active = self._away or self.active.id
         if model is not None:
             detail = (
-                f"Model {model_id} is not active; the active model is {self.active.id}, and no worker has the other "
+                f"Model {model_id} is not active; the active model is {active}, and no worker has the other "
                 f"one loaded. Leave model_id out, or start the studio or a worker with TEXT2SONG_MODEL={model_id}."
             )
         else:
             names = ", ".join(model.id for model in self.models)
-            detail = f"Model {model_id} is unknown; the active model is {self.active.id}, the known ones are {names}."
+            detail = f"Model {model_id} is unknown; the active model is {active}, the known ones are {names}."
         raise InvalidError([Fault("/model_id", detail)])
 
     def _stand_in(self, model_id: str) -> Model:
@@ -330,7 +342,7 @@ class Registry:
 
     def family(self, model_id: str | None) -> str:
         """The family of a model, None meaning the active one; of one that nobody knows, its id."""
-        model = self.active if model_id is None else self.find(model_id)
+        model = self.find(self._away or self.active.id) if model_id is None else self.find(model_id)
         if model is None and is_stood_in_for(model_id or ""):
             return STAND_IN.family
         return model.family if model else model_id or ""

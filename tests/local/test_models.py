@@ -174,6 +174,24 @@ async def test_the_default_is_chosen_for_every_process_and_outlives_a_restart(tm
             assert (await parts.http.patch("/models/active", json=bad)).status_code == 400, bad
 
 
+async def test_while_the_worker_of_the_chosen_model_is_away_no_other_model_makes_its_jobs(tmp_path: Path) -> None:
+    own = "local/own@5d5d5d5d"
+    async with open_parts(tmp_path) as parts:
+        await heard(parts, own, model=OTHER)
+        assert (await parts.http.patch("/models/active", json={"model_id": own})).status_code == 200
+        assert (await submitted(parts)).model_id == own
+    async with open_parts(tmp_path) as parts:
+        for body in ({}, {"model_id": own}):
+            answer = await parts.http.post("/generate", json={"prompt": "x", "duration": 1, **body})
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), body
+            assert answer.json()["detail"].startswith(f"The active model {own} has no worker just now.")
+        assert [model["id"] for model in (await models(parts)).values() if model["is_active"]] == []
+        await heard(parts, NOISE.id)
+        assert (await submitted(parts, model_id=NOISE.id)).model_id == NOISE.id
+        await heard(parts, own, model=OTHER)
+        assert (await submitted(parts)).model_id == own
+
+
 async def test_a_worker_takes_no_job_of_another_revision_of_its_model(parts: Parts) -> None:
     engine = ScriptedEngine()
     async with parts.working(engine, model=replace(NOISE, revision="5d5d")):
