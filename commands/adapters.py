@@ -15,20 +15,22 @@ async def register(
     store: Callable[[], Awaitable[None]],
     discard: Callable[[], Awaitable[None]],
 ) -> Receipt:
-    """`store` puts the files in their place before the event is appended; `discard` removes them where another adapter
-    of the name and version was registered at the same time. Raises ConflictError, also for one that was there before.
+    """`store` puts the files in their place before the event is appended, also where one that was registered before has
+    lost them; `discard` removes them where another adapter of the name and version, with other files, was registered at
+    the same time. Raises ConflictError, also for one that was there before.
     """
     id_ = registration.adapter_id
     adapter = await load(views, ADAPTERS, id_)
     events = adapters.register(adapter, registration)
-    if events:
-        await store()
+    await store()
     receipt = await append(journal, views, id_, events, seen(ADAPTERS, adapter))
     await read_back(views, receipt.positions)
+    there = await load(views, ADAPTERS, id_)
     try:
-        adapters.register(await load(views, ADAPTERS, id_), registration)
+        adapters.register(there, registration)
     except ConflictError:
-        await discard()
+        if there is None or there.request.storage_path != registration.storage_path:
+            await discard()
         raise
     return receipt
 

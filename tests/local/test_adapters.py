@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from domain.adapters import adapter_id
 from domain.errors import UnavailableError
@@ -144,6 +145,34 @@ async def test_a_registration_that_lost_the_race_removes_its_files(
     assert (answer.status_code, template.key != JAZZ) == (409, True)
     assert (await get(parts, f"/adapters/{JAZZ}"))["rank"] == 9
     assert len(files(parts.folder / "objects")) == 2, "those of blues"
+
+
+async def test_a_registration_that_lost_the_race_leaves_the_files_that_the_winner_has_too(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = parts.journal.append
+
+    async def raced(*events: Any, event_id: str | None = None) -> Any:
+        """Another API process registers the same files with another description."""
+        monkeypatch.undo()
+        [event] = events
+        await append(replace(event, description="the winner's"))
+        return await append(event, event_id=event_id)
+
+    monkeypatch.setattr(parts.journal, "append", raced)
+    assert (await post(parts)).status_code == 409
+    body = await get(parts, f"/adapters/{JAZZ}")
+    assert body["description"] == "the winner's"
+    assert (await parts.http.get(f"/adapters/{JAZZ}/files/{WEIGHTS}")).status_code == 200
+
+
+async def test_registering_again_puts_back_files_that_were_lost(parts: Parts) -> None:
+    body = await register(parts)
+    await parts.objects.delete(body["storage_path"])
+    path = f"/adapters/{JAZZ}/files/{WEIGHTS}"
+    assert (await parts.http.get(path)).status_code == 410
+    assert await register(parts) == body
+    assert ((await parts.http.get(path)).status_code, await records(parts)) == (200, 1)
 
 
 async def test_adapters_are_listed_by_every_filter(parts: Parts) -> None:
