@@ -361,6 +361,10 @@ async def test_progress_is_heard_as_it_happens(parts: Parts, data: Path) -> None
         ({"adapter_version": "one"}, "/adapter_version", "semantic version"),
         ({"config": {"steps": 0}}, "/config", "steps is 0; it must be 1 to 100000"),
         ({"config": {"colour": 1}}, "/config", "colour"),
+        ({"config": {"beta": 5}}, "/config", "beta is a setting of dpo; taste has no use for it."),
+        ({"method": "sft", "config": {"kl_target": 0.5}}, "/config", "kl_target is a setting of taste; sft has no use"),
+        ({"method": "dpo", "config": {"text_dropout": 0.5}}, "/config", "text_dropout is a setting of taste and sft;"),
+        ({"config": {"method": "dpo"}}, "/config", "method is taste, and 'dpo' in the configuration; give it once."),
         ({"dataset_id": "../d"}, "/dataset_id", "no id"),
     ],
 )

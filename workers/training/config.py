@@ -52,6 +52,14 @@ DEFAULTS: Final[Mapping[Method, Config]] = {
 }
 # How many pairs, or clips for sft, a method needs.
 LEAST: Final[Mapping[str, int]] = {"sft": 8, "dpo": 16, "taste": 24}
+# What only some methods use.
+OWN: Final[Mapping[str, tuple[Method, ...]]] = {
+    "kl_target": ("taste",),
+    "beta": ("dpo",),
+    "sft_weight": ("dpo",),
+    "label_smoothing": ("dpo",),
+    "text_dropout": ("taste", "sft"),
+}
 # Of each number the smallest and the largest that make sense.
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "steps": (1, 100_000),
@@ -77,9 +85,16 @@ LIMITS: Final[Mapping[str, tuple[float, float]]] = {
 
 
 def config(method: str, given: Mapping[str, Any]) -> Config:
-    """The method's defaults, and what is given. Raises TrainingError naming a value out of bounds and its limits."""
+    """The method's defaults, and what is given. Raises TrainingError naming a value out of bounds and its limits, or a
+    setting that the method has no use for.
+    """
     if method not in METHODS:
         raise TrainingError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
+    if given.get("method", method) != method:
+        raise TrainingError(f"method is {method}, and {given['method']!r} in the configuration; give it once.")
+    for name in given:
+        if name in OWN and method not in OWN[name]:
+            raise TrainingError(f"{name} is a setting of {' and '.join(OWN[name])}; {method} has no use for it.")
     try:
         values = msgspec.structs.asdict(DEFAULTS[method]) | {name: _whole(value) for name, value in given.items()}
         found = msgspec.convert(values, Config)
