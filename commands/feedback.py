@@ -1,14 +1,17 @@
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, settle, transact
 from domain import feedback as rules
+from domain.envelope import decode
+from domain.errors import NotFoundError
+from domain.events import Erased
 from domain.events.feedback import SampleSnapshot
 from domain.feedback import FEEDBACK, Feedback, FeedbackRequest, Revision
 from domain.jobs import JOBS
 from domain.journal import Journal
-from domain.ports import Reader
+from domain.ports import Position, Reader
 
 # Finds a sample by its id: None unless it can be heard.
 Samples: TypeAlias = Callable[[str], Awaitable[SampleSnapshot | None]]
@@ -36,14 +39,32 @@ async def give(
 
 
 async def revise(journal: Journal, views: Views, samples: Samples, feedback_id: str, request: Revision) -> Receipt:
-    """Raises InvalidError, and NotFoundError for feedback that is not there."""
+    """Raises InvalidError, and NotFoundError for feedback that is not there, or was erased before this could land."""
+    ends = await journal.log.ends(FEEDBACK.name)
+    # What was erased until here is seen to be: what lands between here and the revision is looked through below.
+    await read_back(views, (Position(FEEDBACK.name, number, end - 1) for number, end in ends.items() if end))
     feedback = await find(views, feedback_id)
     if feedback is not None and feedback.other is not None and feedback.other.audio_id == request.preferred_over:
         other: SampleSnapshot | None = feedback.other
     else:
         other = await _other(samples, request)
     events = rules.revise(feedback, feedback_id, request, other)
-    return await append(journal, views, feedback_id, events, seen(FEEDBACK, feedback))
+    receipt = await append(journal, views, feedback_id, events, seen(FEEDBACK, feedback))
+    if events and feedback is not None and await _is_erased(journal, feedback_id, ends, receipt.positions[-1]):
+        await append(journal, views, feedback_id, rules.erase(feedback, feedback_id))
+        raise NotFoundError("feedback", feedback_id)
+    return receipt
+
+
+async def _is_erased(journal: Journal, feedback_id: str, ends: Mapping[int, int], revised: Position) -> bool:
+    """Whether it was erased behind `ends` and before its revision, which then would bring it back."""
+    offset = ends.get(revised.partition, 0)
+    while offset < revised.offset and (page := await journal.log.read(revised.topic, revised.partition, offset)):
+        records = [decode(record) for record in page if record.position < revised]
+        if any(isinstance(each.event, Erased) and each.key == feedback_id for each in records):
+            return True
+        offset = page[-1].position.offset + 1
+    return False
 
 
 async def erase(journal: Journal, views: Views, feedback_id: str) -> Receipt:

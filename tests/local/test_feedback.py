@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from domain.errors import UncertainError
-from domain.events import Event
+from domain.events import Erased, Event
 from domain.events.jobs import AdapterSnapshot, JobCancelRequested, JobCompleted, JobDeleted, JobPurged, JobStarted
+from domain.feedback import FEEDBACK
 from domain.ports import Message, Position
 from projections import figures
 from tests.history import sample
@@ -170,6 +171,28 @@ async def test_a_revision_replaces_the_whole_and_keeps_when_it_was_given(parts: 
     count = await records(parts)
     again = await parts.http.put(path, json={"rating": 2, "user_id": "ann", "audio_id": one})
     assert (again.status_code, again.json(), await records(parts)) == (200, revised, count)
+
+
+async def test_a_revision_does_not_bring_back_what_is_erased_meanwhile(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = await make(parts, "j1")
+    id_ = (await give(parts, one, notes="secret"))["id"]
+    append = parts.journal.append
+
+    async def raced(*events: Any, event_id: str | None = None) -> Any:
+        """Another API process erases it first."""
+        monkeypatch.undo()
+        await append(Erased(topic=FEEDBACK.name, key=id_, given_partition_key="j1"))
+        await append(JobDeleted(job_id="unrelated"))
+        return await append(*events, event_id=event_id)
+
+    monkeypatch.setattr(parts.journal, "append", raced)
+    answer = await parts.http.put(f"/feedback/{id_}", json={"rating": 2, "notes": "secret"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert await parts.host.caught_up(10)
+    assert (await parts.http.get(f"/feedback/{id_}")).status_code == 404
+    assert await parts.store.get(FEEDBACK, [id_]) == {}
 
 
 async def test_what_is_erased_leaves_nothing_in_the_files(tmp_path: Path) -> None:
