@@ -21,7 +21,7 @@ from api.http.services import Injected, Services
 from api.prompts import IdempotencyKey
 from commands import ab_tests as commands
 from commands.ab_tests import VoteRequest
-from commands.transact import Receipt, existing, identify, load, seen
+from commands.transact import begun, existing, identify, load, seen
 from domain import verdicts
 from domain.ab_tests import (
     AB_TESTS,
@@ -31,14 +31,12 @@ from domain.ab_tests import (
     PairStatus,
     Status,
     Vote,
-    begun,
     job_id,
     job_ids,
     pair_statuses,
 )
 from domain.errors import Fault, InvalidError
-from domain.events import Recorded
-from domain.events.ab_tests import MAX_PAIRS, ABTestCreated, Arm, Choice
+from domain.events.ab_tests import MAX_PAIRS, Arm, Choice
 from domain.events.jobs import AdapterSnapshot
 from domain.jobs import JOBS, Job
 from domain.pairing import ABTestRequest, notice
@@ -131,7 +129,7 @@ async def create_ab_test(
         models = await services.models()
         receipt = await commands.create(services.journal, services.views, models, request, idempotency_key, owner=owner)
         room.positions = receipt.positions if receipt.events else ()
-    test = await _created(services, receipt)
+    test = await begun(services.journal, services.views, AB_TESTS, receipt, "A/B test")
     return Response(
         await _body(services, test),
         status_code=HTTP_202_ACCEPTED,
@@ -175,7 +173,9 @@ async def get_ab_test(services: Injected, ab_test_id: FromPath[str]) -> Response
     tags=["ab-tests"],
 )
 async def cast_vote(services: Injected, ab_test_id: FromPath[str], data: JSONBody[VoteRequest]) -> Response[VoteBody]:
-    """Tells which arm was on which side. Of a voter's votes on one trial the first counts; later ones answer 409."""
+    """Tells which arm was on which side. Of a voter's votes on one trial the first counts: the same one again
+    gets the same answer, and another one 409.
+    """
     trial = (await services.seals.get()).open(data.trial_id)
     test = await existing(services.views, AB_TESTS, ab_test_id, "A/B test")
     if trial.ab_test_id != ab_test_id:
@@ -276,15 +276,6 @@ def _csv(votes: Sequence[verdicts.Vote], duration: float) -> bytes:
 def _harmless(cell: object) -> object:
     """A voter's name must not become a formula in the spreadsheet that opens the file."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
-
-
-async def _created(services: Services, receipt: Receipt) -> ABTest:
-    """As it will be shown, where it cannot be read back yet."""
-    if await services.views.show(receipt.positions):
-        return await existing(services.views, AB_TESTS, receipt.id, "A/B test")
-    [created] = [event for event in receipt.events if isinstance(event, ABTestCreated)]
-    at = receipt.positions[-1]
-    return begun(created, Recorded(at, receipt.id, receipt.event_id or "", services.journal.now(), created))
 
 
 async def _body(services: Services, test: ABTest) -> ABTestBody:

@@ -13,7 +13,7 @@ from api.http.pages import Page
 from api.http.positions import CURRENT
 from api.http.services import Injected
 from commands import keys as commands
-from commands.transact import existing, read_back
+from commands.transact import begun, existing, read_back
 from domain.keys import KEYS, KeyBody, KeyRequest, NewKey, body
 
 
@@ -23,8 +23,8 @@ async def create_key(services: Injected, data: JSONBody[KeyRequest]) -> Response
     one, in every API process within a second.
     """
     receipt, text = await commands.create(services.journal, services.views, data)
-    await read_back(services.views, receipt.positions)
-    key = await existing(services.views, KEYS, receipt.id, "key")
+    # Its text is in no later answer, so this one comes even where the key cannot be read back yet.
+    key = await begun(services.journal, services.views, KEYS, receipt, "key")
     headers = {"Cache-Control": "no-store", **positions.headers(*receipt.positions)}
     return Response(
         NewKey(key=text, **asdict(body(key, services.journal.now()))), status_code=HTTP_201_CREATED, headers=headers

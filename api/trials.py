@@ -56,11 +56,12 @@ class TrialBody(Struct, frozen=True, kw_only=True):
     tags=["ab-tests"],
     responses={
         HTTP_200_OK: ResponseSpec(TrialBody, description="The next trial", generate_examples=False),
-        HTTP_204_NO_CONTENT: ResponseSpec(None, description="The voter has voted on every trial"),
+        HTTP_204_NO_CONTENT: ResponseSpec(None, description="The voter has voted on every trial that can be heard"),
     },
 )
 async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter) -> Response[Any]:
-    """The trial that `voter` is to vote on next, the same one until then; 204 when there is none left.
+    """The trial that `voter` is to vote on next, the same one until then; 204 when there is none left, and 410 when
+    there are some, of which none can be heard.
 
     Each voter hears every pair once, in an order and on sides of their own.
     """
@@ -73,7 +74,8 @@ async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter
         raise ConflictError(f"A/B test {ab_test_id} is {test.status}; {advice}.")
     seal = await services.seals.get()
     pairs = await _pairs(services, test)
-    waiting = await _waiting(services, test, voter, seal, pairs)
+    waiting, voted = await _waiting(services, test, voter, seal, pairs)
+    count = len(waiting)
     while waiting:
         trial = waiting[0]
         try:
@@ -93,6 +95,11 @@ async def next_trial(services: Injected, ab_test_id: FromPath[str], voter: Voter
             remaining=len(waiting),
         )
         return Response(body, headers={"Cache-Control": "private, no-store"})
+    if count and not voted:
+        raise DamagedError(
+            f"{voter} has not voted on {count} {'trial' if count == 1 else 'trials'}, whose audio is damaged or gone. "
+            "Put sound copies in its place, or close the test."
+        )
     return Response(None, status_code=HTTP_204_NO_CONTENT)
 
 
@@ -148,14 +155,16 @@ async def _pairs(services: Services, test: ABTest, only: int | None = None) -> d
     }
 
 
-async def _waiting(services: Services, test: ABTest, voter: str, seal: Seal, usable: Collection[int]) -> list[Trial]:
-    """The voter's trials that have no vote."""
+async def _waiting(
+    services: Services, test: ABTest, voter: str, seal: Seal, usable: Collection[int]
+) -> tuple[list[Trial], int]:
+    """The voter's trials that have no vote, and how many have one."""
     given = [pair for pair in range(len(test.pairs)) if pair not in test.failed]
     left_out = [pair for pair in given if pair not in usable]
     found = trials(test.id, voter, given, test.request.catch_trials, left_out=left_out, key=seal.key)
     ids = [vote_id(test.id, trial.pair, voter, trial.catch) for trial in found]
     voted = await services.views.get(AB_VOTES, ids)
-    return [trial for id_, trial in zip(ids, found, strict=True) if id_ not in voted]
+    return [trial for id_, trial in zip(ids, found, strict=True) if id_ not in voted], len(voted)
 
 
 async def _render(services: Services, seal: Seal, trial: Trial, arms: Arms) -> Mapping[Arm, AudioFile]:

@@ -6,7 +6,7 @@ from msgspec import Struct
 from commands.jobs import find_adapter
 from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, settle, transact
 from domain import ab_tests, pairing
-from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, job_id, vote_id
+from domain.ab_tests import AB_TESTS, AB_VOTES, ARMS, ABTest, Vote, job_id, vote_id
 from domain.errors import ConflictError, Fault, InvalidError, NotFoundError, plain
 from domain.events.ab_tests import ABTestCreated, ABVoteCast, Choice, Side
 from domain.events.feedback import MAX_SECONDS_LISTENED
@@ -16,6 +16,7 @@ from domain.jobs import JOBS
 from domain.journal import Journal
 from domain.models import Registry
 from domain.pairing import ABTestRequest
+from domain.ports import Position
 from domain.prompts import PROMPTS
 from domain.trials import Trial
 
@@ -72,8 +73,8 @@ async def create(
 
 
 async def vote(journal: Journal, views: Views, trial: Trial, request: VoteRequest) -> Receipt:
-    """The receipt's id is the vote's. Raises InvalidError, NotFoundError, and ConflictError for a vote that does not
-    count, also where another one landed first.
+    """The receipt's id is the vote's. The same vote again appends nothing. Raises InvalidError, NotFoundError, and
+    ConflictError for a vote that does not count, also where another one landed first.
     """
     if faults := [*_vote_faults(request)]:
         raise InvalidError(faults)
@@ -92,16 +93,25 @@ async def vote(journal: Journal, views: Views, trial: Trial, request: VoteReques
         notes=request.notes,
     )
     test = await load(views, AB_TESTS, trial.ab_test_id)
-    events = ab_tests.cast(test, await load(views, AB_VOTES, ident), cast)
+    earlier = await load(views, AB_VOTES, ident)
+    events = ab_tests.cast(test, earlier, cast)
+    if earlier is not None and not events:
+        return _known(test, earlier)
     await _check_pair(views, trial)
     receipt = await append(journal, views, ident, events)
     await read_back(views, receipt.positions)
     counted = await load(views, AB_VOTES, ident)
     if counted is None or counted.event_id != receipt.event_id:
         # Raises with the reason, where it is one that the test has.
-        ab_tests.cast(await load(views, AB_TESTS, trial.ab_test_id), counted, cast)
+        if not ab_tests.cast(await load(views, AB_TESTS, trial.ab_test_id), counted, cast) and counted is not None:
+            return _known(test, counted)
         raise ConflictError("The vote came too late and does not count.")
     return receipt
+
+
+def _known(test: ABTest | None, vote: Vote) -> Receipt:
+    """Of a vote that was cast before."""
+    return Receipt(vote.id, tuple(Position(at.topic, at.partition, vote.position) for at in seen(AB_TESTS, test)))
 
 
 async def close(journal: Journal, views: Views, ab_test_id: str) -> Receipt:

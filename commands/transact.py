@@ -6,8 +6,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from msgspec import Struct
 
+from domain.aggregates import AGGREGATES
 from domain.errors import NotFoundError, UnavailableError
-from domain.events import Erased, Event
+from domain.events import Erased, Event, Recorded
 from domain.journal import Journal
 from domain.ports import D, Position, Reader, View
 
@@ -90,6 +91,18 @@ async def read_back(views: Views, positions: Iterable[Position]) -> None:
             "The request was accepted, and has not been read back from the log yet. Send it again under the same "
             "Idempotency-Key to hear what became of it."
         )
+
+
+async def begun(journal: Journal, views: Views, view: View[D], receipt: Receipt, kind: str) -> D:
+    """What the receipt's events began, also where it cannot be read back yet."""
+    if await views.show(receipt.positions) or not receipt.events:
+        return await existing(views, view, receipt.id, kind)
+    document: Any = None
+    for event, at in zip(receipt.events, receipt.positions, strict=True):
+        recorded = Recorded(at, receipt.id, receipt.event_id or "", journal.now(), event)
+        document = AGGREGATES[view.name].apply(document, recorded)
+    found: D = document
+    return found
 
 
 async def settle(

@@ -193,9 +193,11 @@ def create(test: ABTest | None, request_digest: str | None, creation: Callable[[
 
 
 def cast(test: ABTest | None, earlier: Vote | None, vote: ABVoteCast) -> list[ABTestEvent]:
-    """Raises NotFoundError, and ConflictError for a vote that would not count."""
+    """Nothing where it was cast before. Raises NotFoundError, and ConflictError for a vote that would not count."""
     if test is None:
         raise NotFoundError("A/B test", vote.ab_test_id)
+    if earlier is not None and earlier.event == vote:
+        return []
     if earlier is not None:
         raise ConflictError("There is a vote of this voter on this trial, and the first one counts. Ask for the next.")
     if (reason := _refusal(test, vote)) is not None:

@@ -157,7 +157,8 @@ async def generate_audio(
     first = await begun(services, idempotency_key)
     model_id = first.request.model_id if first else _model(await services.models(), data).id
     receipt = await accept(services, _request(data, model_id), idempotency_key)
-    job = await load(services.views, JOBS, receipt.id)
+    # A new one is queued, and without a key nobody could ask for it again if it cannot be read back just now.
+    job = await load(services.views, JOBS, receipt.id) if idempotency_key else None
     return Response(
         AudioReceipt(audio_id=receipt.id, status=job.status if job else "queued", model=data.model),
         status_code=HTTP_202_ACCEPTED,

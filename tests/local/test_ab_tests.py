@@ -213,6 +213,11 @@ async def test_a_vote_is_told_the_arms_and_counts_once(parts: Parts) -> None:
     assert (body["choice"], body["left_arm"], body["right_arm"]) == ("left", "B", "A")
     assert body["adapters"] == {"A": None, "B": None}
     assert answer.headers["X-Event-Position"].startswith("abtests/0/")
+    ends = await parts.log.ends("abtests")
+    same = await vote(parts, test["id"], choice="left", **said)
+    assert (same.status_code, same.json()) == (201, body)
+    assert same.headers["X-Event-Position"] == answer.headers["X-Event-Position"]
+    assert await parts.log.ends("abtests") == ends
     again = await vote(parts, test["id"], choice="right")
     assert (again.status_code, again.json()["detail"]) == (
         409,
@@ -236,6 +241,15 @@ async def test_of_two_votes_at_once_one_counts(parts: Parts) -> None:
     await parts.host.caught_up(10)
     [kept] = await parts.store.find(AB_VOTES, Query())
     assert kept.event.choice == winner["choice"]
+
+
+async def test_one_vote_sent_twice_at_once_is_answered_twice_and_counts_once(parts: Parts) -> None:
+    test = await ready(parts)
+    answers = await asyncio.gather(*(vote(parts, test["id"], choice="left") for _ in range(3)))
+    assert [answer.status_code for answer in answers] == [201] * 3
+    assert len({answer.json()["vote_id"] for answer in answers}) == 1
+    await parts.host.caught_up(10)
+    assert len(await parts.store.find(AB_VOTES, Query())) == 1
 
 
 async def test_both_sides_of_a_catch_trial_are_of_one_arm(parts: Parts) -> None:

@@ -62,6 +62,24 @@ async def house(parts: Parts) -> House:
     return House(parts, keys)
 
 
+async def test_the_text_of_a_key_is_answered_even_where_the_key_cannot_be_read_back_yet(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(parts.services.tail, "wait", late)
+    answer = await parts.http.post("/keys", json={"owner": "ops", "scopes": ["admin"]})
+    assert (answer.status_code, answer.json()["owner"], answer.json()["is_valid"]) == (201, "ops", True)
+    monkeypatch.undo()
+
+    async def opens() -> bool:
+        listed = await parts.http.get("/keys", headers={"X-API-Key": answer.json()["key"]})
+        return listed.status_code == 200 and [key["id"] for key in listed.json()["items"]] == [answer.json()["id"]]
+
+    await eventually(opens)
+
+
 async def test_a_studio_is_open_until_the_first_key_and_never_again(parts: Parts) -> None:
     assert (await parts.http.get("/jobs")).status_code == 200
     made = (await parts.http.post("/keys", json={"owner": "ann", "scopes": ["admin"]})).json()

@@ -37,6 +37,21 @@ def test_post_api_generate_returns_the_metadata_with_201(track: dict[str, Any]) 
     assert (round(track["duration"]), track["device"]) == (5, "cpu")
 
 
+async def test_a_track_that_cannot_be_read_back_is_answered_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(*_: object) -> bool:
+        return False
+
+    async with open_parts(tmp_path, track_seconds=0.1) as parts:
+        monkeypatch.setattr(parts.services.tail, "wait", late)
+        answer = await generated(parts, duration=5)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        monkeypatch.undo()
+        found = await parts.http.get(answer.headers["Location"])
+        assert (found.status_code, found.json()["track_id"]) == (200, answer.json()["track_id"])
+
+
 async def test_generation_with_the_default_duration(parts: Parts) -> None:
     engine = ScriptedEngine()
     async with parts.working(engine):

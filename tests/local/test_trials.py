@@ -377,6 +377,15 @@ async def test_a_pair_whose_audio_is_damaged_holds_up_nobody(parts: Parts) -> No
     assert first.pair not in {(await opened(parts, trial["trial_id"])).pair for trial in found}
 
 
+async def test_where_no_trial_can_be_heard_the_voter_is_not_told_that_all_were(parts: Parts) -> None:
+    await ready(parts, 2)
+    for kept in (parts.folder / "objects").rglob("*.flac"):
+        kept.unlink()
+    answer = await parts.http.get("/ab-tests/test-1/next", params={"voter": "anna"})
+    assert (answer.status_code, answer.json()["code"]) == (410, "damaged")
+    assert answer.json()["detail"].startswith("anna has not voted on 2 trials")
+
+
 async def test_what_is_kept_of_a_deleted_jobs_trials_goes_with_it(parts: Parts) -> None:
     await ready(parts, 1)
     await sides(parts, await given(parts))
