@@ -21,7 +21,7 @@ AT_ONCE: Final = 4
 CLOSE: Final = 1_000
 SETTLING_TRIES: Final = 20
 FEW: Final = 500
-SETTLING_SECONDS: Final = 0.05
+SETTLING_SECONDS: Final = 0.2
 MEETING_SECONDS: Final = 0.05
 IDLE_SECONDS: Final = 5.0
 COMPARED: Final = 500
@@ -81,7 +81,7 @@ async def rebuild(
         # Saves that have begun may still end, and `switch` then refuses; with none beginning, this draws level. A hold
         # is short, so under it only the few are looked at that events have touched meanwhile.
         await until_done(store.hold, WHO)
-        live = await until_done(store.watermarks, WHO)
+        live = await folding.settle(store)
         await folding.reach(live)
         last, apart = apart, await _look(drafts, store, rebuilt) if folding.is_met(live) else []
         if any(apart) and apart != last:
@@ -143,6 +143,21 @@ class _Folding:
                 return False
             await asyncio.sleep(MEETING_SECONDS)
         return True
+
+    async def settle(self, store: ReadStore) -> dict[TopicPartition, int]:
+        """How far the live views are folded, once the saves that had begun have ended, while none begins.
+
+        A save shows its documents before it says how far it has come: to switch in between would take them back.
+        """
+        ends, live, moved = await until_done(self.ends, WHO), None, time.monotonic()
+        while True:
+            found = await until_done(store.watermarks, WHO)
+            if found != live:
+                live, moved = found, time.monotonic()
+            is_all = all(found.get(partition, 0) >= end for partition, end in ends.items())
+            if is_all or time.monotonic() - moved > SETTLING_SECONDS:
+                return found
+            await asyncio.sleep(MEETING_SECONDS)
 
     async def _fold(self, partition: TopicPartition, turns: asyncio.Semaphore) -> None:
         async with turns:
