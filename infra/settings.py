@@ -33,12 +33,28 @@ PASSWORD: Final = re.compile(r"^([^:/]*:/+)?+([^:]*):.*@", re.DOTALL)
 PAIR: Final = re.compile("[^&;]+")
 SPEAKING: Final = re.compile("password|passwd|token|secret|credential", re.IGNORECASE)
 
-Text = Annotated[str, Meta(min_length=1)]
-Device = Annotated[str, Meta(pattern="^(cpu|mps|cuda(:[0-9]+)?)$")]
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,100}$")]
-Limit = Annotated[str, Meta(pattern="^(off|[1-9][0-9]{0,8}/(second|minute|hour|day))$")]
-Minutes = Annotated[str, Meta(pattern=r"^(off|[0-9]{1,6}(\.[0-9]{1,6})?)$")]
-Url = Annotated[str, Meta(pattern="^https?://.+$")]
+FORM: Final = "form"  # of a text, in words, among what its Meta has besides
+
+Text = Annotated[str, Meta(min_length=1, extra={FORM: "text of at least one character"})]
+Device = Annotated[str, Meta(pattern="^(cpu|cuda(:[0-9]+)?)$", extra={FORM: "cpu, cuda or cuda:1"})]
+Name = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9._-]{1,100}$",
+        extra={FORM: "1 to 100 letters, digits, dots, dashes and underscores, such as views-1"},
+    ),
+]
+Limit = Annotated[
+    str,
+    Meta(
+        pattern="^(off|[1-9][0-9]{0,8}/(second|minute|hour|day))$",
+        extra={FORM: "a whole number a second, minute, hour or day, such as 6000/minute, or off"},
+    ),
+]
+Minutes = Annotated[
+    str, Meta(pattern=r"^(off|[0-9]{1,6}(\.[0-9]{1,6})?)$", extra={FORM: "a number of minutes, such as 15, or off"})
+]
+Url = Annotated[str, Meta(pattern="^https?://.+$", extra={FORM: "an address that begins with http:// or https://"})]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -53,7 +69,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         "text2song-data"
     )
     model: Annotated[Text, Meta(description="a known model, or the folder of a checkpoint")] = "text2song/musicgen-nano"
-    device: Annotated[Device | None, Meta(description="cpu or cuda, by default what there is")] = None
+    device: Annotated[Device | None, Meta(description="cpu, cuda or cuda:1, by default what there is")] = None
     unload_after: Annotated[
         Minutes, Meta(description="minutes without a job after which a worker unloads its model until the next; or off")
     ] = "off"
@@ -98,13 +114,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 1_000
     log: Annotated[
         str,
-        Meta(pattern="^(sqlite|kafka://.+)$", description="sqlite in the data folder, or kafka://host:port,host:port"),
+        Meta(
+            pattern="^(sqlite|kafka://.+)$",
+            description="sqlite in the data folder, or kafka://host:port,host:port",
+            extra={FORM: "sqlite or kafka://host:port,host:port"},
+        ),
     ] = "sqlite"
     store: Annotated[
         str,
         Meta(
             pattern=r"^(sqlite|mongodb(\+srv)?://.+)$",
             description="sqlite in the data folder, or mongodb://host:port/database",
+            extra={FORM: "sqlite or mongodb://host:port/database"},
         ),
     ] = "sqlite"
     objects: Annotated[
@@ -112,6 +133,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(
             pattern="^(files|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])$",
             description="files in the data folder, or s3://bucket",
+            extra={FORM: "files or s3://bucket, with 3 to 63 small letters, digits, dots and dashes"},
         ),
     ] = "files"
     store_ca: Annotated[
@@ -122,7 +144,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
     instance: Annotated[Name | None, Meta(description="name of this projection process, by default the host's")] = None
     kafka_prefix: Annotated[
-        str, Meta(pattern="^[a-z0-9._-]{0,60}$", description="what the topics' names begin with")
+        str,
+        Meta(
+            pattern="^[a-z0-9._-]{0,60}$",
+            description="what the topics' names begin with",
+            extra={FORM: "up to 60 small letters, digits, dots, dashes and underscores, such as text2song."},
+        ),
     ] = "text2song."
     kafka_replication: Annotated[int, Meta(ge=1, le=9, description="replicas of topics that are created")] = 1
     kafka_security: Annotated[
@@ -210,11 +237,10 @@ def _convert(values: Mapping[str, tuple[Any, str]]) -> Settings:
     try:
         settings = msgspec.convert({name: value for name, (value, _) in values.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`")
+        name = str(error).partition(" - at `$.")[2].partition("`")[0].partition(".")[0]
         value, origin = values[name]
         shown = masked(name, value) if isinstance(value, str) else value
-        detail = f"{_place(name, origin)} is {shown!r}: {message}. {_advice(name)}"
+        detail = f"{_place(name, origin)} is {shown!r}; write {_form(name)}."
         raise InvalidError([Fault(f"/{name}", detail)]) from None
     for name in PATHS:
         if (getattr(settings, name) or "").startswith("~"):
@@ -222,9 +248,22 @@ def _convert(values: Mapping[str, tuple[Any, str]]) -> Settings:
     return settings
 
 
-def _advice(name: str) -> str:
-    kind = get_type_hints(Settings)[name]
-    return f"It is one of {', '.join(get_args(kind))}." if get_origin(kind) is Literal else f"It is: {_meaning(name)}."
+def _form(name: str) -> str:
+    """What can be written, in words."""
+    kind = get_type_hints(Settings, include_extras=True)[name]
+    told: list[Meta] = []
+    while get_origin(kind) not in {None, Literal}:
+        told += getattr(kind, "__metadata__", ())
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        *others, last = get_args(kind)
+        return f"{', '.join(others)} or {last}"
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return next(str(meta.extra[FORM]) for meta in told if meta.extra)
+    low, high = (next(getattr(meta, end) for meta in told) for end in ("ge", "le"))
+    return f"a {'whole ' if kind is int else ''}number from {low} to {high}"
 
 
 def _meaning(name: str) -> str:
@@ -253,7 +292,7 @@ def _file(file: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.expanduser().read_text("utf-8-sig"))
     except UnicodeDecodeError:
-        raise _unreadable(file, "it is not UTF-8. Save it as UTF-8") from None
+        raise _unreadable(file, "it is not UTF-8") from None
     except (OSError, RuntimeError, tomllib.TOMLDecodeError) as error:
         raise _unreadable(file, str(getattr(error, "strerror", None) or error)) from None
     if unknown := sorted(set(values) - set(Settings.__struct_fields__)):
@@ -279,7 +318,8 @@ def _secret(name: str, variable: str, file: str, environment: Mapping[str, str])
 
 
 def _unreadable(file: Path, reason: str) -> InvalidError:
-    return InvalidError([Fault("", f"The settings file {file} cannot be read: {reason}.")])
+    way_out = f"Correct it as TOML in UTF-8, or name another with {PREFIX}CONFIG."
+    return InvalidError([Fault("", f"The settings file {file} cannot be read: {reason}. {way_out}")])
 
 
 def _place(name: str, origin: str) -> str:
