@@ -117,11 +117,15 @@ def base(request: AdapterRequest, config: Mapping[str, Any], known: Collection[s
         )
         faults.append(Fault("/base_model", detail))
     elif given is not None and named in known and named != given:
-        faults.append(Fault("/base_model", f"base_model is {_shown(given)}, but adapter_config.json names {named}."))
+        detail = (
+            f"base_model is {_shown(given)}, but adapter_config.json names {named}. Leave it out, or send that name."
+        )
+        faults.append(Fault("/base_model", detail))
     pinned = config.get("revision")
     revision = pinned if isinstance(pinned, str) and COMMIT.fullmatch(pinned) else None
     if None not in {revision, request.base_revision} and revision != request.base_revision:
-        detail = f"base_revision is {_shown(str(request.base_revision))}, but adapter_config.json names {revision}."
+        said = f"base_revision is {_shown(str(request.base_revision))}, but adapter_config.json names {revision}."
+        detail = f"{said} Leave it out, or send that commit."
         faults.append(Fault("/base_revision", detail))
     if faults:
         raise InvalidError(faults)

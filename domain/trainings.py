@@ -162,8 +162,12 @@ def _faults(request: TrainingRequest) -> list[Fault]:
     if len(request.config) > MAX_ENTRIES:
         faults.append(Fault("/config", f"config has {len(request.config)} entries; the limit is {MAX_ENTRIES}."))
     for name, value in request.config.items():
-        if len(name) > MAX_LABEL or (isinstance(value, str) and len(value) > MAX_TEXT):
-            faults.append(Fault("/config", f"config's {name[:80]!r} is too long."))
+        if len(name) > MAX_LABEL:
+            detail = f"config has a name of {len(name)} characters, {name[:80]!r}…; the limit is {MAX_LABEL}."
+            faults.append(Fault("/config", f"{detail} Leave it out: no method takes it."))
+        elif isinstance(value, str) and len(value) > MAX_TEXT:
+            detail = f"config's {name!r} has {len(value)} characters; the limit is {MAX_TEXT}. Send a shorter one."
+            faults.append(Fault("/config", detail))
     return faults
 
 

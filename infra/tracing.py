@@ -8,7 +8,7 @@ from typing import Final
 from domain.correlation import Kind, Note, Spans, untraced
 from domain.errors import UnavailableError
 
-INSTALL: Final = "pip install 'text2song-studio[tracing]'"
+INSTALL: Final = "make install, or without make: pip install '.[tracing]'"
 NEEDED: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 # A process has one, as it has one log: the last is the one in use.
 _in_use: Final[list[Spans]] = [untraced]
@@ -26,7 +26,9 @@ def exporting(role: str, endpoint: str | None) -> Iterator[None]:
         yield
         return
     if not all(map(_is_installed, NEEDED)):
-        raise UnavailableError(f"Sending traces to {endpoint} takes further packages. Install them: {INSTALL}")
+        raise UnavailableError(
+            f"Sending traces to {endpoint} takes further packages. Install them in the studio's folder: {INSTALL}"
+        )
     from infra.telemetry import Traces  # noqa: PLC0415 -- see above
 
     traces = Traces(role, endpoint)

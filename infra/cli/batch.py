@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from infra.cli.downloads import Downloads
 from infra.cli.uploads import with_melody
 from text2song.client import AsyncStudio, ClientError, UnreachableError
+from text2song.connection import chosen_key
 
 FOLLOWED: Final = 8  # jobs at once; a studio makes them in about the order they were submitted in
 
@@ -68,6 +69,12 @@ async def make_all(console: Console, url: str, lines: Sequence[Line], request: d
     console.print(f"Made all {len(lines)} prompts.", highlight=False)
 
 
+def cancelling(client: AsyncStudio, job_ids: Collection[str]) -> str:
+    """The command that cancels these jobs, for a shell; curl reads a list in braces."""
+    key = ' -H "X-API-Key: $TEXT2SONG_KEY"' if chosen_key() else ""
+    return f"curl{key} -X DELETE '{client.address('/generate/')}{{{','.join(job_ids)}}}'"
+
+
 class Batch:
     """`missing` counts the prompts that were refused or whose jobs did not complete."""
 
@@ -92,8 +99,9 @@ class Batch:
         except (asyncio.CancelledError, UnreachableError, ExceptionGroup) as error:
             if self._open:
                 self._bar.console.print(
-                    f"A running studio goes on with {len(self._open)} jobs; DELETE /generate/ and the id stops each of "
-                    f"them: {' '.join(self._open)}",
+                    f"A running studio goes on with {len(self._open)} jobs. This cancels them:\n"
+                    f"  {cancelling(self._client, self._open)}",
+                    markup=False,
                     soft_wrap=True,
                     highlight=False,
                 )

@@ -157,9 +157,9 @@ async def make_music(console: Console, url: str, request: dict[str, Any], folder
         try:
             final = await _watch(console, client, job_id)
         except asyncio.CancelledError:
-            console.print(
-                f"A running studio goes on with job {job_id}; DELETE /generate/{job_id} stops it.", soft_wrap=True
-            )
+            said = f"A running studio goes on with job {job_id}. This cancels it:\n"
+            command = batch.cancelling(client, [job_id])
+            console.print(f"{said}  {command}", markup=False, highlight=False, soft_wrap=True)
             raise
         await downloads.save(console, client, final)
 

@@ -113,7 +113,10 @@ class Folder:
                 f"{self.path / FILE} cannot be read: {error}. Name another folder with --folder."
             ) from None
         if turn.format != FORMAT:
-            raise ClientError(f"{self.path / FILE} is of the format {turn.format!r}, and {FORMAT} is read here.")
+            raise ClientError(
+                f"{self.path / FILE} is of the format {turn.format!r}; this version of text2song reads {FORMAT}. Go on "
+                "with the version that wrote it, or begin another turn with --folder."
+            )
         return turn
 
     def write(self, turn: Turn) -> None:

@@ -196,7 +196,9 @@ async def _samples(
     if number is None:
         return job, samples
     if number > len(samples):
-        raise ClientError(f"Job {job_id} has {len(samples)} samples; --sample is {number}.")
+        raise ClientError(
+            f"Job {job_id} has {len(samples)} samples; --sample is {number}. Write one from 1 to {len(samples)}."
+        )
     return job, [samples[number - 1]]
 
 

@@ -272,7 +272,11 @@ async def test_what_is_said_of_an_adapter_is_held_to_its_bounds(
         ({"config": b"[" * 3_000}, 400, "adapter_config.json cannot be read"),
         ({"config": b" " * 100_001}, 413, "The field config is over its limit of 100,000 bytes."),
         ({"config": json.dumps(made.config(use_dora=True)).encode()}, 400, "'use_dora' of True, which the studio"),
-        ({"base_model": "facebook/musicgen-small"}, 400, f"but adapter_config.json names {NOISE.id}."),
+        (
+            {"base_model": "facebook/musicgen-small"},
+            400,
+            f"but adapter_config.json names {NOISE.id}. Leave it out, or send that name.",
+        ),
         ({"metrics": "{"}, 400, "metrics is no JSON"),
         ({"colour": "red"}, 400, "contains unknown field `colour`"),
         ({"description": "x" * 100_001}, 413, "The field description is over its limit"),

@@ -308,7 +308,9 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     checkpoint = resolve(str(folder))
     monkeypatch.setattr(loading, "NEEDED", ("diffusers", "diffusers_of_a_distant_day"))
-    with pytest.raises(EngineError, match=r"takes further packages. .*: pip install 'text2song-studio\[diffusion\]'"):
+    with pytest.raises(
+        EngineError, match=r"takes further packages. .*: make install, .*: pip install '\.\[diffusion\]'"
+    ):
         loading.load(checkpoint, "cpu")
 
 

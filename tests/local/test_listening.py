@@ -166,7 +166,7 @@ async def test_one_sample_is_rated_alone_and_q_stops(room: Room) -> None:
     await rating
     await room.person.sees("Gave feedback on 0 of 1 samples.")
     assert await room.feedback() == []
-    with pytest.raises(ClientError, match=f"Job {JOB} has 2 samples; --sample is 3."):
+    with pytest.raises(ClientError, match=f"Job {JOB} has 2 samples; --sample is 3. Write one from 1 to 2."):
         await room.rate(number=3)
 
 

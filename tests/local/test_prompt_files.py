@@ -119,9 +119,11 @@ def test_ctrl_c_leaves_the_jobs_to_the_studio_and_names_them(studio: Running, tm
         running.send_signal(signal.SIGINT)
         said = running.stdout.read()
     assert running.returncode == 130
-    assert "A running studio goes on with 2 jobs; DELETE /generate/ and the id stops each of them:" in said
-    for job_id in re.findall(r"[0-9a-f-]{36}", said):
-        assert httpx.delete(f"{studio.url}/generate/{job_id}", trust_env=False).is_success
+    cancelling = rf"  curl -X DELETE '({re.escape(studio.url)}/generate/){{([0-9a-f,-]{{73}})}}'"
+    found = re.search(f"A running studio goes on with 2 jobs. This cancels them:\n{cancelling}", said)
+    assert found
+    for job_id in found[2].split(","):
+        assert httpx.delete(found[1] + job_id, trust_env=False).is_success
 
 
 def test_no_file_takes_the_name_of_another(tmp_path: Path) -> None:

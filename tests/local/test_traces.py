@@ -172,7 +172,7 @@ def test_without_a_collector_no_role_imports_opentelemetry(tmp_path: Path) -> No
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     with (
-        pytest.raises(UnavailableError, match=r"pip install 'text2song-studio\[tracing\]'"),
+        pytest.raises(UnavailableError, match=r"make install, or without make: pip install '\.\[tracing\]'"),
         tracing.exporting("api", "http://127.0.0.1:4318"),
     ):
         pass

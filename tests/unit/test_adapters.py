@@ -127,11 +127,15 @@ NAMES = [model.id for model in KNOWN]
         ({"base_revision": "x"}, {"base_model_name_or_path": NOISE.id, "revision": "main"}, (NOISE.id, "x")),
         ({}, {}, "base_model is missing"),
         ({}, {"base_model_name_or_path": "/home/ann/m"}, "base_model is missing, and adapter_config.json names '/home"),
-        ({"base_model": SMALL.id}, {"base_model_name_or_path": NOISE.id}, "but adapter_config.json names text2song"),
+        (
+            {"base_model": SMALL.id},
+            {"base_model_name_or_path": NOISE.id},
+            "but adapter_config.json names text2song",
+        ),
         (
             {"base_revision": "5d5d5d5"},
             {"base_model_name_or_path": NOISE.id, "revision": "4c8334b"},
-            "base_revision is '5d5d5d5', but adapter_config.json names 4c8334b.",
+            "base_revision is '5d5d5d5', but adapter_config.json names 4c8334b. Leave it out, or send that commit.",
         ),
     ],
 )

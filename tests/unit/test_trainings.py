@@ -138,7 +138,8 @@ def test_what_is_not_there_cannot_be_cancelled() -> None:
         ({"adapter_version": "1.0.0\n"}, "/adapter_version", "such as 1.0.0"),
         ({"user_id": "u" * 201}, "/user_id", "the limit is 200"),
         ({"config": {f"x{n}": 1 for n in range(101)}}, "/config", "the limit is 100"),
-        ({"config": {"x" * 201: 1}}, "/config", "too long"),
+        ({"config": {"x" * 201: 1}}, "/config", "name of 201 characters"),
+        ({"config": {"note": "x" * 1_001}}, "/config", "config's 'note' has 1001 characters; the limit is"),
     ],
 )
 def test_a_request_out_of_bounds_names_the_value(changes: dict[str, Any], pointer: str, message: str) -> None:

@@ -11,7 +11,7 @@ from workers.cores import spin_briefly, usable_cores
 from workers.engine import Engine, EngineError
 from workers.engines.checkpoints import BUILT_IN, Checkpoint
 
-INSTALL: Final = "pip install 'text2song-studio[diffusion]'"
+INSTALL: Final = "make install, or without make: pip install '.[diffusion]'"
 NEEDED: Final = ("diffusers", "torchsde")
 
 
@@ -19,7 +19,9 @@ def load(checkpoint: Checkpoint, device: str | None = None) -> Engine:
     """Also sets this process's thread count, silences the libraries and disables hub downloads. Raises EngineError."""
     is_pipeline = checkpoint.model.family != "musicgen"
     if is_pipeline and not all(map(find_spec, NEEDED)):
-        raise EngineError(f"Model {checkpoint.model.id} takes further packages. Install them: {INSTALL}")
+        raise EngineError(
+            f"Model {checkpoint.model.id} takes further packages. Install them in the studio's folder: {INSTALL}"
+        )
     constants.HF_HUB_OFFLINE = True
     disable_progress_bars()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
