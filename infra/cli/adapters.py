@@ -10,15 +10,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from domain.lora import CONFIG, PIPELINE_WEIGHTS, WEIGHTS
-from infra.cli.console import Folder, console, run
+from infra.cli.console import Folder, console, run, url_option
 from text2song.client import AsyncStudio, ClientError
 
 FILES: Final = {"weights": WEIGHTS, "config": CONFIG}
 PAGE: Final = 200
-
-url_option = click.option(
-    "--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio."
-)
 
 
 class Adapter(Struct, frozen=True):

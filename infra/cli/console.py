@@ -48,6 +48,14 @@ class Terminal(Console):
 
 
 console = Terminal()
+url_option = click.option(
+    "--url",
+    envvar="TEXT2SONG_URL",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    show_envvar=True,
+    help="The studio.",
+)
 
 
 class Folder(click.Path):

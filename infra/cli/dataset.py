@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from domain.dataset_card import WORDS
 from domain.events.datasets import Agreement
-from infra.cli.console import Folder, chosen_settings, console, run
+from infra.cli.console import Folder, chosen_settings, console, run, url_option
 from infra.settings import Settings
 from text2song.client import AsyncStudio, ClientError
 from workers.dataset_folder import unpack
@@ -23,9 +23,6 @@ PAGE: Final = 200
 WAIT_SECONDS: Final = 0.5
 NAMED: Final = 10
 
-url_option = click.option(
-    "--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio."
-)
 # What each option is in filter_query; each may be given several times.
 SEVERAL: Final = {
     "tag": "tags",

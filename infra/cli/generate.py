@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from infra.cli import batch
-from infra.cli.console import Folder, console, or_exit, run
+from infra.cli.console import Folder, console, or_exit, run, url_option
 from infra.cli.downloads import Downloads
 from infra.cli.uploads import with_melody
 from text2song.client import AsyncStudio, ClientError, JobUpdate
@@ -33,7 +33,7 @@ OPTIONAL: Final = (
     help="Make every prompt of this UTF-8 file, one on each line; - reads standard input. Empty lines and lines that "
     "begin with # are skipped.",
 )
-@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@url_option
 @click.option("--duration", type=float, help="Seconds of audio.")
 @click.option(
     "--samples",

@@ -35,7 +35,9 @@ class Age(click.ParamType[str]):
         return timestamp(datetime.now(UTC) + int(found[1]) * UNITS[found[2]])
 
 
-url_option = click.option("--url", envvar="TEXT2SONG_URL", help="A running studio.  [default: the data folder's]")
+url_option = click.option(
+    "--url", envvar="TEXT2SONG_URL", show_envvar=True, help="A running studio.  [default: the data folder's]"
+)
 data_option = click.option("--data", type=click.Path(file_okay=False), help="The studio's data folder.")
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from domain.events.ab_tests import Arm, Side
 from infra.cli import keyboard, pairs
-from infra.cli.console import Terminal, console, or_exit, run
+from infra.cli.console import Terminal, console, or_exit, run, url_option
 from infra.cli.keyboard import Keyboard
 from infra.cli.pairs import Answer
 from infra.cli.player import Clip, Player
@@ -56,7 +56,7 @@ class Vote(Struct, frozen=True):
 
 @click.command("listen")
 @click.argument("test_id", metavar="TEST")
-@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@url_option
 @click.option("--voter", help="Who votes.  [default: the login name]")
 @click.option("--wait", is_flag=True, help="Wait until the test's pairs are generated.")
 def command(test_id: str, url: str, voter: str | None, *, wait: bool) -> None:

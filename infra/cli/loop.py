@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Final
 import click
 
 from infra.cli import batch, keyboard
-from infra.cli.console import Folder, console, or_exit, run
+from infra.cli.console import Folder, console, or_exit, run, url_option
 from infra.cli.loop_state import Folder as State
 from infra.cli.loop_state import Options, Turn, gone_on
 from infra.cli.rate import login
@@ -34,7 +34,7 @@ WITHOUT_TERMINAL: Final = "Choose a simulated listener with --simulate, such as 
 
 
 @click.command("loop")
-@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@url_option
 @click.option(
     "--folder",
     type=Folder(),

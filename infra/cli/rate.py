@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 
 from infra.cli import keyboard, pairs
-from infra.cli.console import Terminal, console, or_exit, run
+from infra.cli.console import Terminal, console, or_exit, run, url_option
 from infra.cli.keyboard import Keyboard
 from infra.cli.player import Clip, Player
 from text2song.client import AsyncStudio, ClientError, RefusedError, Sample
@@ -24,7 +24,7 @@ WITHOUT_TERMINAL: Final = (
 
 @click.command("rate")
 @click.argument("job_id", metavar="JOB")
-@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@url_option
 @click.option("--sample", "number", type=click.IntRange(min=1), help="Only this sample of the job, counted from 1.")
 @click.option("--rating", type=float, help="1 to 5, in half steps. With it nothing is played, and no key is asked for.")
 @click.option("--tag", "tags", multiple=True, help="May be given several times; plays nothing either.")

@@ -12,9 +12,9 @@ import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from domain.models import NANO, NOISE
-from infra.cli.console import Folder, console, or_exit
+from infra.cli.console import Folder, console, or_exit, url_option
 from infra.cli.console import run as run_async
-from infra.cli.dataset import url_option, write
+from infra.cli.dataset import write
 from workers.cores import spin_briefly, usable_cores
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from domain.file_names import stem
 from domain.verdicts import Results
 from infra.cli import verdict_words as words
-from infra.cli.console import console, run
+from infra.cli.console import console, run, url_option
 from infra.cli.verdict_report import report
 from infra.cli.verdict_words import Asked
 from text2song.client import AsyncStudio, ClientError
@@ -28,7 +28,7 @@ ROOMY: Final = 80  # columns that leave room for remarks
 
 @click.command("verdict")
 @click.argument("test", metavar="ID")
-@click.option("--url", envvar="TEXT2SONG_URL", default="http://127.0.0.1:8000", show_default=True, help="The studio.")
+@url_option
 @click.option(
     "--html",
     "html",

@@ -5,8 +5,7 @@ from typing import Final
 import click
 from msgspec import Struct
 
-from infra.cli.adapters import url_option
-from infra.cli.console import console, run
+from infra.cli.console import console, run, url_option
 from text2song.client import AsyncStudio
 
 PAGE: Final = 50

@@ -64,6 +64,16 @@ async def test_a_studio_that_was_restored_meanwhile_is_gone_on_with(studio: Runn
         assert [update.name async for update in there.follow(job.id)][-1] in {"completed", "snapshot"}
 
 
+def test_the_environment_names_the_studio(studio: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT2SONG_URL", studio.url)
+    with Studio() as there:
+        assert there.generate("pads", duration=1).prompt == "pads"
+    with Studio("http://127.0.0.1:9") as nowhere, pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9 "):
+        nowhere.job("x")
+    monkeypatch.setenv("TEXT2SONG_URL", "")
+    assert AsyncStudio().address("/jobs") == "http://127.0.0.1:8000/jobs"
+
+
 async def test_asyncio_has_the_same(studio: Running) -> None:
     async with AsyncStudio(studio.url) as there:
         job = await there.generate("pads", duration=1)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -37,7 +37,6 @@ __all__ = [
     "UnreachableError",
 ]
 
-URL: Final = "http://127.0.0.1:8000"
 T = TypeVar("T")
 
 
@@ -118,10 +117,11 @@ class AsyncStudio(Connection):
 class Studio:
     """`AsyncStudio` for code without an event loop, and for notebooks, whose own loop runs already.
 
-    To be entered by `with`. `url` is the studio's, `key` an API key, by default that of TEXT2SONG_KEY.
+    To be entered by `with`. `url` is the studio's, by default that of TEXT2SONG_URL, else a studio on this machine;
+    `key` is an API key, by default that of TEXT2SONG_KEY.
     """
 
-    def __init__(self, url: str = URL, *, key: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, key: str | None = None) -> None:
         self._url = url
         self._key = key
         self._stack = ExitStack()

@@ -24,6 +24,7 @@ from infra.settings import load
 # What httpx takes from the environment.
 ENVIRONMENT: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 NAME: Final = "Text2Song Studio"
+URL: Final = "http://127.0.0.1:8000"
 MAX_PORT: Final = 65_535
 PATIENCE_SECONDS: Final = 30.0
 UPLOAD_SECONDS: Final = 600.0
@@ -96,11 +97,13 @@ def chosen_key() -> str | None:
 
 
 class Connection:
-    def __init__(self, url: str, *, key: str | None = None, patience: float = PATIENCE_SECONDS) -> None:
-        """`key` is an API key, by default that of TEXT2SONG_KEY. `patience` is how many seconds to wait for a studio
-        that answered once and does not any more, or that says that it is busy. Raises ClientError for what is no URL,
-        and for proxies that cannot be used.
+    def __init__(self, url: str | None = None, *, key: str | None = None, patience: float = PATIENCE_SECONDS) -> None:
+        """`url` is the studio's, by default that of TEXT2SONG_URL, else a studio on this machine. `key` is an API key,
+        by default that of TEXT2SONG_KEY. `patience` is how many seconds to wait for a studio that answered once and
+        does not any more, or that says that it is busy. Raises ClientError for what is no URL, and for proxies that
+        cannot be used.
         """
+        url = url or os.environ.get("TEXT2SONG_URL") or URL
         self._patience = patience
         self._was_there = False
         self._url = url if "://" in url else f"http://{url}"
