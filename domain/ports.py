@@ -1,4 +1,7 @@
-"""The three ports. Each has a local and a cluster adapter in `infra/`, and both pass `tests/contract/`."""
+"""The four ports: EventLog, ReadStore, ObjectStore and Counters.
+
+Each has a local and a cluster adapter in `infra/`, and both pass `tests/contract/`.
+"""
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence

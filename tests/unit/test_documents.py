@@ -4,8 +4,10 @@ from pkgutil import iter_modules
 from typing import Final
 
 import pytest
+from click.testing import CliRunner
 
-from infra.cli.main import COMMANDS
+from domain.contract.document import files
+from infra.cli.main import COMMANDS, SECTIONS, main
 from tests import bench
 
 ROOT: Final = Path(__file__).parents[2]
@@ -31,3 +33,16 @@ def test_commands_exist(name: str) -> None:
 @pytest.mark.parametrize("name", [module.name for module in iter_modules(bench.__path__) if module.name != "__main__"])
 def test_every_bench_is_documented(name: str) -> None:
     assert f"`{name}`" in (ROOT / "tests/bench/README.md").read_text()
+
+
+def test_the_number_of_published_files_is_what_the_command_prints() -> None:
+    assert f"    {len(files())} files are in contract\n" in (ROOT / "domain/README.md").read_text()
+
+
+def test_the_help_shows_every_command_in_a_line() -> None:
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    for name in COMMANDS:
+        [words] = [section[name] for section in SECTIONS.values() if name in section]
+        assert len(words) < 60
+        assert re.search(rf"^  {name} +{re.escape(words)}$", shown, re.MULTILINE)
+    assert sum(map(len, SECTIONS.values())) == len(COMMANDS)
