@@ -72,7 +72,7 @@ async def make_all(console: Console, url: str, lines: Sequence[Line], request: d
 def cancelling(client: AsyncStudio, job_ids: Collection[str]) -> str:
     """The command that cancels these jobs, for a shell; curl reads a list in braces."""
     key = ' -H "X-API-Key: $TEXT2SONG_KEY"' if chosen_key() else ""
-    return f"curl{key} -X DELETE '{client.address('/generate/')}{{{','.join(job_ids)}}}'"
+    return f"curl -s{key} -X DELETE '{client.address('/generate/')}{{{','.join(job_ids)}}}'"
 
 
 class Batch:

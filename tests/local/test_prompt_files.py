@@ -119,7 +119,7 @@ def test_ctrl_c_leaves_the_jobs_to_the_studio_and_names_them(studio: Running, tm
         running.send_signal(signal.SIGINT)
         said = running.stdout.read()
     assert running.returncode == 130
-    cancelling = rf"  curl -X DELETE '({re.escape(studio.url)}/generate/){{([0-9a-f,-]{{73}})}}'"
+    cancelling = rf"  curl -s -X DELETE '({re.escape(studio.url)}/generate/){{([0-9a-f,-]{{73}})}}'"
     found = re.search(f"A running studio goes on with 2 jobs. This cancels them:\n{cancelling}", said)
     assert found
     for job_id in found[2].split(","):
