@@ -1,7 +1,8 @@
-"""What one request set off, in whichever process: an id for people, and a place in a trace (W3C Trace Context).
+"""Marks everything that follows from one request, in every process: an id for people, and a place in a trace (W3C
+Trace Context).
 
-A context variable holds it, so that whatever is appended or logged meanwhile carries it too. Whoever sent it need not
-be trusted: what is out of form or too long is as if it were not there.
+A context variable holds both, and every event and log line written meanwhile carries them. They come from clients, so a
+malformed or overlong value is ignored.
 """
 
 import re
@@ -40,7 +41,7 @@ class Correlation(Struct, frozen=True):
 
 
 class Spans(Protocol):
-    """What is done meanwhile is a span of the current correlation's trace, and its own correlation says so."""
+    """Runs a block as a span of the current trace. Inside, the current correlation is the span's own."""
 
     def __call__(
         self, name: str, kind: Kind, attributes: Mapping[str, str | int], /
@@ -69,7 +70,7 @@ def current_job() -> str | None:
 
 @contextmanager
 def correlated(correlation: Correlation | None, job_id: str | None = None) -> Iterator[None]:
-    """Meanwhile it is the current one, and the job the one that log lines name; None for both where there is none."""
+    """Inside the block this is the current correlation, and log lines name the job. None stands for neither."""
     before, job_before = _correlation.set(correlation), _job_id.set(job_id)
     try:
         yield
@@ -79,7 +80,7 @@ def correlated(correlation: Correlation | None, job_id: str | None = None) -> It
 
 
 def traceparent(text: str) -> str | None:
-    """In version 00, None where it is malformed. A later version may have more behind what is known of it."""
+    """The text as version 00, or None if it is malformed. Later versions may add fields at the end, which are cut."""
     found = TRACEPARENT.fullmatch(text) if len(text) <= MAX_TRACEPARENT else None
     if found is None or (found["version"] == "00" and found["rest"]):
         return None
@@ -91,7 +92,7 @@ def correlation_id(text: str) -> str | None:
 
 
 def of_record(headers: Mapping[str, str], key: str) -> Correlation | None:
-    """What the record belongs to; None where that is no more than its own key."""
+    """The correlation that the record's headers name; None if they name nothing but the record's own key."""
     trace = traceparent(headers.get(TRACE_HEADER, ""))
     ident = correlation_id(headers.get(ID_HEADER, ""))
     if trace is None and ident in {None, key}:

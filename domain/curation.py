@@ -1,7 +1,7 @@
-"""What a dataset is made of: samples and pairs of samples with what listeners said of them, and nothing of who said it.
+"""The items of a dataset: samples, or pairs of samples, with what listeners said of them, and without their names.
 
-A listener counts once: ratings of one sample are averaged, and whoever said opposite things of one pair is undecided.
-What is not taken in has a reason. The same judgements make the same items in whatever order they come.
+A listener counts once an item: ratings of one sample are averaged, and opposite answers about one pair count as a tie.
+Each item that is left out has a reason. The order of the judgements does not change the items.
 """
 
 from collections import Counter
@@ -65,7 +65,7 @@ class Item(Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class SampleItem(Item, frozen=True, kw_only=True, tag="sample"):
-    """`rating_mean` is of the listeners' own means, `n_ratings` how many listeners there are."""
+    """`rating_mean` is the mean of each listener's own mean, `n_ratings` the number of listeners."""
 
     sample: Listed
     rating_mean: float
@@ -75,7 +75,7 @@ class SampleItem(Item, frozen=True, kw_only=True, tag="sample"):
 
 
 class PairItem(Item, frozen=True, kw_only=True, tag="pair"):
-    """`first` was preferred. `weight` is by how many of the `n_votes` listeners more."""
+    """`first` was preferred. `weight` is how many more of the `n_votes` listeners preferred it than `second`."""
 
     first: Listed
     second: Listed
@@ -99,7 +99,7 @@ AnyItem: TypeAlias = SampleItem | PairItem | BadItem
 
 
 def split(prompt: str, seed: int, held_out: float) -> Split:
-    """By the prompt's words alone: whoever types a prompt twice makes two, and they must not be on both sides."""
+    """Drawn from the prompt's words, not its id: the same words may have two ids, and must not be in both splits."""
     words = " ".join(prompt.lower().split())
     drawn = int.from_bytes(sha256(f"{seed}:{words}".encode()).digest()[:8])
     return "test" if drawn < held_out * 2**64 else "train"
@@ -112,7 +112,7 @@ def numbered(users: Sequence[str | None]) -> list[int]:
 
 
 def rate(base: Item, sample: Listed, judgements: Sequence[Rated], filters: Filters) -> SampleItem | Reason:
-    """The sample's item, or why it is none."""
+    """The sample's item, or why it is left out."""
     means = own_means(judgements)
     if not means:
         return "unrated"
@@ -138,7 +138,7 @@ def rate(base: Item, sample: Listed, judgements: Sequence[Rated], filters: Filte
 def compare(
     base: Item, first: Listed, second: Listed, judgements: Sequence[Compared], filters: Filters
 ) -> PairItem | BadItem | Reason:
-    """The pair's item, or why it is none. Whichever of the two was preferred stands first in it."""
+    """The pair's item, or why it is left out. The preferred sample becomes `first`."""
     verdicts = Counter(own_choices(judgements).values())
     votes, lead = verdicts.total(), verdicts["first"] - verdicts["second"]
     is_bad = 2 * verdicts["both_bad"] > votes

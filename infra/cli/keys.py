@@ -43,19 +43,34 @@ data_option = click.option("--data", type=click.Path(file_okay=False), help="The
 
 @click.group()
 def keys() -> None:
-    """Who may use a studio. With a key (`text2song --key …`, TEXT2SONG_KEY) or --url, a running studio is asked."""
+    """API keys: who may use a studio.
+
+    Works on the data folder, or the cluster's log. With --url, `text2song --key …` or TEXT2SONG_KEY it asks a running
+    studio instead.
+    """
 
 
 @keys.command()
-@click.option("--owner", required=True, help="Who acts by it: a name or an address, such as ann@example.org.")
-@click.option("--scope", "scopes", type=click.Choice(get_args(Scope)), multiple=True, required=True, help="Repeatable.")
+@click.option("--owner", required=True, help="Who uses the key: a name or an address, such as ann@example.org.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(get_args(Scope)),
+    multiple=True,
+    required=True,
+    help="What the key allows. May be given several times.",
+)
 @click.option("--label", default="", help="What it is for.")
-@click.option("--test", "ab_test_id", help="The A/B test whose voter it is for, with --scope listen alone.")
-@click.option("--expires", "expires_at", type=Age(), help="After which time, such as 12h, 90d, 52w.  [default: never]")
+@click.option(
+    "--test", "ab_test_id", help="For a voter: the key opens this A/B test alone. Needs --scope listen and no other."
+)
+@click.option(
+    "--expires", "expires_at", type=Age(), help="How long the key is valid, such as 12h, 90d, 52w.  [default: for good]"
+)
 @url_option
 @data_option
 def create(url: str | None, data: str | None, **fields: Any) -> None:
-    """Make a key and print it. It is shown this once."""
+    """Make a key and print it. It cannot be shown again."""
     run(lambda: _create(url, data, fields))
 
 

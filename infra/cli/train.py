@@ -48,26 +48,46 @@ def default_help(name: str) -> str:
 @click.option("--data", type=Folder(), help="The folder of an exported dataset.")
 @click.option("--dataset", "dataset_id", metavar="ID", help="A dataset of a running studio, which is exported first.")
 @url_option
-@click.option("--method", default="taste", show_default=True, type=click.Choice(METHODS), help="How to learn.")
-@click.option("--output", required=True, type=Folder(), help="Where the adapter and the checkpoints are put.")
-@click.option("--base-model", help="nano, a folder, or a name of the hub.  [default: the model that made the clips]")
-@click.option("--device", help="A torch device.  [default: the GPU, if there is one]")
-@click.option("--threads", type=click.IntRange(1), help="[default: one for each core]")
-@click.option("--checkpoint-minutes", default=2.0, show_default=True, type=click.FloatRange(0.01))
-@click.option("--steps", type=int, help=default_help("steps"))
-@click.option("--rank", type=int, help=f"Of the LoRA.  {default_help('rank')}")
-@click.option("--learning-rate", type=float, help=default_help("learning_rate"))
-@click.option("--batch", type=int, help=f"Clips, or pairs for dpo, of a pass.  {default_help('batch')}")
-@click.option("--accumulation", type=int, help=f"Passes of a step.  {default_help('accumulation')}")
-@click.option("--seconds", type=float, help=f"How much of a clip is used.  {default_help('seconds')}")
-@click.option("--seed", type=int, help=default_help("seed"))
-@click.option("--kl-target", type=float, help=f"Of taste, in nats a code.  {default_help('kl_target')}")
-@click.option("--beta", type=float, help=f"Of dpo.  {default_help('beta')}")
-@click.option("--sft-weight", type=float, help=f"Of dpo.  {default_help('sft_weight')}")
 @click.option(
-    "--label-smoothing", type=float, help=f"Of dpo: the share of wrong pairs.  {default_help('label_smoothing')}"
+    "--method",
+    default="taste",
+    show_default=True,
+    type=click.Choice(METHODS),
+    help="taste and dpo learn from pairs, sft from liked clips.",
 )
-@click.option("--samples", type=int, help=f"How many prompts to hear before and after.  {default_help('samples')}")
+@click.option("--output", required=True, type=Folder(), help="Folder for the adapter and its checkpoints.")
+@click.option("--base-model", help="nano, a folder, or a name on the hub.  [default: the model that made the clips]")
+@click.option("--device", help="A torch device.  [default: the GPU, if there is one]")
+@click.option("--threads", type=click.IntRange(1), help="Of the processor.  [default: one for each core]")
+@click.option(
+    "--checkpoint-minutes",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.01),
+    help="Minutes between checkpoints, from which a stopped training goes on.",
+)
+@click.option("--steps", type=int, help=f"Training steps.  {default_help('steps')}")
+@click.option("--rank", type=int, help=f"Rank of the LoRA.  {default_help('rank')}")
+@click.option("--learning-rate", type=float, help=f"Of the optimiser.  {default_help('learning_rate')}")
+@click.option("--batch", type=int, help=f"Clips in one pass; pairs for dpo.  {default_help('batch')}")
+@click.option("--accumulation", type=int, help=f"Passes in one step.  {default_help('accumulation')}")
+@click.option("--seconds", type=float, help=f"Seconds of each clip that are used.  {default_help('seconds')}")
+@click.option("--seed", type=int, help=f"The same seed and data give the same weights.  {default_help('seed')}")
+@click.option(
+    "--kl-target",
+    type=float,
+    help=f"For taste: how far to move from the base, in nats a code.  {default_help('kl_target')}",
+)
+@click.option("--beta", type=float, help=f"For dpo: how strongly to stay close to the base.  {default_help('beta')}")
+@click.option(
+    "--sft-weight", type=float, help=f"For dpo: weight of the preferred clips' own loss.  {default_help('sft_weight')}"
+)
+@click.option(
+    "--label-smoothing",
+    type=float,
+    help=f"For dpo: the share of pairs taken to be wrong.  {default_help('label_smoothing')}",
+)
+@click.option("--samples", type=int, help=f"How many prompts to make before and after.  {default_help('samples')}")
 def command(
     *,
     data: Path | None,
@@ -78,9 +98,10 @@ def command(
     base_model: str | None,
     **given: Any,
 ) -> None:
-    """Train a LoRA adapter from a dataset. Name its folder by --data, or a running studio's by --dataset.
+    """Train a LoRA adapter from a dataset: an exported folder with --data, or one of a running studio with --dataset.
 
-    Ctrl-C keeps a checkpoint; the same command goes on from it. The exit code is 3 when the data teach nothing.
+    Ctrl-C keeps a checkpoint, and the same command goes on from it. The exit code is 3 when the data teach nothing, and
+    there is no adapter then.
     """
     run = {name: given.pop(name) for name in ("device", "threads", "checkpoint_minutes")}
     chosen = {name: value for name, value in given.items() if value is not None}
