@@ -1,6 +1,7 @@
 """The items of a dataset: samples, or pairs of samples, with what listeners said of them, and without their names.
 
-A listener counts once an item: ratings of one sample are averaged, and opposite answers about one pair count as a tie.
+A listener counts once an item: ratings of one sample are averaged, and of answers about one pair the more frequent one
+counts, or a tie.
 Each item that is left out has a reason. The order of the judgements does not change the items.
 """
 
