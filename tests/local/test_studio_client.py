@@ -163,7 +163,8 @@ def test_the_lines_of_the_readme_do_what_they_say(
 ) -> None:
     [lines] = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(lines, {"Studio": lambda: Studio(studio.url)})  # noqa: S102
+    monkeypatch.setenv("TEXT2SONG_URL", studio.url)
+    exec(lines, {})  # noqa: S102
     assert soundfile.info("ballad.mp3").format == "MP3"
     assert "name='completed'" in (said := capsys.readouterr().out)
     assert re.search(r"^seed \{'[\w-]+': 7, '[\w-]+': 8\}$", said, re.MULTILINE)
