@@ -100,7 +100,7 @@ class ErasureFromDatasets:
                     await self._append(event)
                 await until_done(partial(self._objects.put_file, dataset.built.items, file), WHO)
             await self._remove(dataset)
-            if events and events[-1].number == MAX_ERASURES:
+            if not events or events[-1].number == MAX_ERASURES:
                 logger.error("Dataset %s has named %d erasures and can name no more.", dataset.id, MAX_ERASURES)
                 return
             # Another process may have said something else under the same numbers.

@@ -27,12 +27,13 @@ from domain.models import NOISE
 from infra.backup import back_up, restore
 from tests.conditions import eventually
 from tests.local.parts import LEASE, Parts, open_parts, stop, submission
+from workers import dataset_erasures
 from workers import datasets as building
 from workers.dataset_erasures import ErasureFromDatasets
 from workers.dataset_exports import ExportOfDatasets
 from workers.dataset_rebuild import find, rebuild
 from workers.mastering import master
-from workers.reactions import Reactions
+from workers.reactions import PROGRESS, Reactions
 
 
 def flac(seed: int) -> bytes:
@@ -524,6 +525,30 @@ async def test_a_dataset_says_what_was_erased_since_and_lets_go_of_it(studio: Pa
     found = await find(studio.journal, ident)
     again = await rebuild(studio.journal, studio.store, studio.objects, found, studio.folder / "scratch")
     assert (again.same, again.erased, again.deleted_jobs) == (False, ("f1", "f3"), ("gone",))
+
+
+async def test_an_erasure_beyond_those_that_can_be_named_leaves_the_list_and_holds_up_no_other(
+    studio: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_erasures, "MAX_ERASURES", 1)
+    await song(studio, "job")
+    await studio.journal.append(*(said(f"f{number}", "job-0", rating=4.0, user_id=f"u{number}") for number in range(3)))
+    full = await built(studio)
+    await studio.journal.append(Erased(topic="feedback", key="f0", given_partition_key="job"))
+    await erased_since(studio, full["id"], 1)
+    other = await built(studio, name="other")
+    await studio.journal.append(Erased(topic="feedback", key="f1", given_partition_key="job"))
+    assert (await erased_since(studio, other["id"], 1))["erased_since"]["feedback_ids"] == ["f1"]
+    name = await list_of_name(studio, full["id"])
+
+    async def has_gone_on() -> bool:
+        progress = await studio.store.get(PROGRESS, ["dataset-erasures/feedback/0"])
+        stored = b"".join([chunk async for chunk in studio.objects.read(name)])
+        end = (await studio.journal.log.ends("feedback"))[0]
+        return progress["dataset-erasures/feedback/0"].position == end and b'"f1"' not in stored
+
+    await eventually(has_gone_on, 20)
+    assert (await erased_since(studio, full["id"], 1))["erased_since"]["feedback_ids"] == ["f0"]
 
 
 async def list_of_name(parts: Parts, dataset_id: str) -> str:
