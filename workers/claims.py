@@ -29,7 +29,6 @@ from workers.peers import Peers
 from workers.trade import AttemptError, BrokenError, C, Run, Trade
 
 logger = logging.getLogger(__name__)
-
 PAGE: Final = 500
 REMEMBERED: Final = 100_000
 HEARTBEAT_SECONDS: Final = 3.0
@@ -96,14 +95,18 @@ class Claims(Generic[C]):
         """
         barrier = await self._until_done(lambda: self._journal.log.ends(self._topic))
         await self._until_done(self._load)
+        beating = asyncio.create_task(self._heartbeat())
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow())
-                tasks.create_task(self._heartbeat())
+                # It goes on while the attempts are ended: a peer would take over those of a silent worker.
+                tasks.create_task(self._outlived_by(beating))
                 tasks.create_task(self._mend())
                 await self._frontier.reached(Position(self._topic, number, end - 1) for number, end in barrier.items())
                 await self._work(tasks)
         finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._lease):
                     await self._append(self._trade.alive(self.id, "stopped"))
@@ -117,8 +120,8 @@ class Claims(Generic[C]):
         marks = await self._store.watermarks()
         partitions = range(self._journal.log.topics[self._topic].partitions)
         start: dict[TopicPartition, int] = {(self._topic, at): marks.get((self._topic, at), 0) for at in partitions}
-        for number, end in (await self._journal.log.ends(TELEMETRY.name)).items():
-            start[TELEMETRY.name, number] = end
+        ends = await self._journal.log.ends(TELEMETRY.name)
+        start |= {(TELEMETRY.name, number): end for number, end in ends.items()}
         self._frontier.advance(start)
         # One that is deleted in the meantime is found among the hidden ones, which are read last.
         for hidden in (False, True):
@@ -192,6 +195,9 @@ class Claims(Generic[C]):
             await self._append(self._trade.alive(self.id, state))
             await asyncio.sleep(self._interval)
 
+    async def _outlived_by(self, beating: asyncio.Task[None]) -> None:
+        await asyncio.shield(beating)
+
     async def _work(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             for thing in self._abandoned():
@@ -200,28 +206,23 @@ class Claims(Generic[C]):
                     tasks.create_task(self._cancel(thing))
             size = sum(self._trade.size(run.current) for run in self._runs.values())
             capacity = self._capacity() if callable(self._capacity) else self._capacity
-            may_claim = size < capacity and not self._broken.is_set()
-            free = self._next() if may_claim else None
+            free = self._next() if size < capacity and not self._broken.is_set() else None
             if free is not None and (not self._runs or self._trade.size(free) < inf):
                 with self._about(free):
                     await self._claim(free, tasks)
             else:
-                await self._wait_for_change(self._lease / 10)
-
-    async def _wait_for_change(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._frontier.moved()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._lease / 10):
+                        await self._frontier.moved()
 
     def _abandoned(self) -> list[C]:
         """Things whose attempt nobody runs: their worker is silent, or is this one and lost them to a fault."""
-        beats = self._lease / self._interval
         return [
             thing
             for thing in self._begun.values()
             if thing.id not in self._runs
             and thing.id not in self._cancelling
-            and (thing.worker_id == self.id or self._peers.is_silent(thing.worker_id, beats))
+            and (thing.worker_id == self.id or self._peers.is_silent(thing.worker_id, self._lease / self._interval))
         ]
 
     def _next(self) -> C | None:
@@ -393,8 +394,7 @@ class Claims(Generic[C]):
         return correlated(thing.correlation, self._trade.job_id(thing))
 
     async def _append(self, event: Event) -> list[Position]:
-        event_id = self._journal.new_id()
-        return await self._until_done(lambda: self._journal.append(event, event_id=event_id))
+        return await self._until_done(partial(self._journal.append, event, event_id=self._journal.new_id()))
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         return await until_done(call, f"Worker {self.id}")

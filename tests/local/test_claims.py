@@ -86,6 +86,35 @@ async def test_a_worker_that_stops_gives_back_everything_it_runs(parts: Parts) -
             await parts.when(f"j{number}", "completed")
 
 
+class SlowToStop(ScriptedEngine):
+    """Its last words take several leases."""
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Progress | Clip, None]:
+        try:
+            async with aclosing(super().generate(request)) as clips:
+                async for clip in clips:
+                    yield clip
+        except asyncio.CancelledError:
+            await asyncio.sleep(5 * LEASE)
+            raise
+
+
+async def test_a_worker_whose_attempts_are_long_in_ending_keeps_them_until_it_gives_them_back(parts: Parts) -> None:
+    slow = SlowToStop()
+    slow.close_after(0)
+    async with parts.working(slow) as tasks:
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "processing")
+        async with parts.working(ScriptedEngine()):
+            await asyncio.sleep(LEASE)
+            await stop(*tasks)
+            job = await parts.when("j1", "completed")
+    assert (job.attempt, job.failures, job.lost) == (2, 0, 0)
+    started, failed = "job.started.v1", "job.attempt.failed.v1"
+    told = [name for name in await parts.history("j1") if name in {started, failed}]
+    assert told == [started, failed, started]
+
+
 async def test_workers_of_large_capacity_share_the_queue_and_run_each_job_once(parts: Parts) -> None:
     engines = [ScriptedEngine() for _ in range(3)]
     async with parts.working(*engines, capacity=8):

@@ -10,6 +10,7 @@ import pytest
 
 from infra.cli.main import COMMANDS
 from infra.settings import PREFIX, Settings
+from workers.training import process
 
 ANALYZE = shutil.which("systemd-analyze")
 UNIT = Path(__file__).parents[2] / "infra" / "deploy" / "text2song.service"
@@ -29,6 +30,10 @@ def test_it_starts_a_command_with_settings_that_there_are() -> None:
     names = [pair.partition("=")[0] for pair in service()["Environment"].split()]
     known = {PREFIX + name.upper() for name in Settings.__struct_fields__}
     assert {name for name in names if name.startswith(PREFIX)} <= known
+
+
+def test_it_waits_for_the_checkpoint_of_a_training_that_is_stopped() -> None:
+    assert int(service()["TimeoutStopSec"]) > process.STOP_SECONDS + 10
 
 
 @pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
