@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from functools import partial
 from hashlib import file_digest
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +19,7 @@ from domain.journal import until_done
 from domain.lora import CONFIG, MAX_CONFIG, MAX_PREFERENCE, MAX_WEIGHTS, PREFERENCE, WEIGHTS
 from domain.ports import ObjectStore
 from workers.adapter_files import listing_digest
+from workers.scratch import LOCK, take
 
 LIMIT: Final = 4 * MAX_WEIGHTS
 FILES: Final = {CONFIG: MAX_CONFIG, WEIGHTS: MAX_WEIGHTS}
@@ -28,7 +27,6 @@ FILES: Final = {CONFIG: MAX_CONFIG, WEIGHTS: MAX_WEIGHTS}
 OPTIONAL: Final = dict.fromkeys(PREFERENCE, MAX_PREFERENCE)
 WHO: Final = "The cache of adapters"
 UNFINISHED: Final = ".part"
-LOCK: Final = ".lock"
 
 
 class AdapterFiles:
@@ -81,9 +79,9 @@ class AdapterFiles:
     def _open(self) -> Path:
         if self._folder is None:
             try:
-                self._folder, self._lock = _own(self._parent)
+                self._folder, self._lock = take(self._parent)
             except OSError:
-                self._folder, self._lock = _own(Path(tempfile.mkdtemp(prefix="text2song-adapters-")))
+                self._folder, self._lock = take(Path(tempfile.mkdtemp(prefix="text2song-adapters-")))
             there = [path for path in self._folder.iterdir() if path.name != LOCK]
             for path in sorted(there, key=lambda path: path.stat().st_mtime):
                 if path.name.endswith(UNFINISHED) or not path.is_dir():
@@ -140,21 +138,6 @@ class AdapterFiles:
             del self._sizes[digest]
             self._checked.discard(digest)
             await asyncio.to_thread(_remove, folder / digest)
-
-
-def _own(parent: Path) -> tuple[Path, int]:
-    """A folder that no other process uses, as long as its lock is open."""
-    for number in count():
-        folder = parent / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        else:
-            return folder, lock
-    raise AssertionError
 
 
 def _size(folder: Path, digest: str) -> int | None:

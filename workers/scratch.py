@@ -1,14 +1,18 @@
 """Temporary files, whose faults are the machine's: never those of the dataset or training that needs them."""
 
+import fcntl
+import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from shutil import disk_usage
 from typing import Final
 
 from domain.errors import UnavailableError
 
+LOCK: Final = ".lock"
 LEAST_FREE: Final = 50_000_000
 DISK: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 
@@ -39,9 +43,51 @@ def check(folder: Path | None) -> None:
     if folder is None:
         return
     with scratch(folder):
-        free = disk_usage(folder).free
+        free = shutil.disk_usage(folder).free
     if free < LEAST_FREE:
         raise UnavailableError(f"{folder} has {free:,} bytes left and needs {LEAST_FREE:,}. Make room there.")
+
+
+def take(parent: Path) -> tuple[Path, int]:
+    """A folder that no other process uses, as long as its lock is open."""
+    for number in count():
+        folder = parent / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lock := _locked(folder)) is not None:
+            return folder, lock
+    raise AssertionError
+
+
+@contextmanager
+def taken(parent: Path) -> Iterator[Path]:
+    """Such a folder; `sweep` leaves it alone inside."""
+    folder, lock = take(parent)
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def sweep(parent: Path) -> None:
+    """Empties the folders that were taken by processes which are gone."""
+    for folder in parent.iterdir():
+        if folder.name.isdecimal() and (lock := _locked(folder)) is not None:
+            try:
+                for left in folder.iterdir():
+                    if left.name != LOCK:
+                        shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _unavailable(folder: Path | None, error: Exception) -> UnavailableError:

@@ -35,7 +35,7 @@ from domain.trainings import SAMPLES, TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve
-from workers.scratch import check, scratch
+from workers.scratch import check, scratch, sweep, taken
 from workers.trade import AttemptError, BrokenError, Run
 from workers.training import process
 from workers.training.config import config
@@ -177,7 +177,12 @@ class Learning:
             raise BrokenError(str(error)) from error
 
     async def _perform(self, run: Run[Training]) -> Event:
-        with TemporaryDirectory(prefix="training-", dir=self._place, ignore_cleanup_errors=True) as name:
+        await asyncio.to_thread(sweep, self._place)
+        with (
+            taken(self._place) as own,
+            # The process of a trainer that was killed may still be writing to a folder of the same number.
+            TemporaryDirectory(prefix="training-", dir=own, ignore_cleanup_errors=True) as name,
+        ):
             here = Path(name)
             data = await self._data(run.claimed, here)
             output = here / "output"

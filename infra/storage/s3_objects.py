@@ -21,7 +21,8 @@ from infra.storage import tls
 
 PART: Final = 8 * 1024 * 1024
 DELETED_AT_ONCE: Final = 1000
-OURS: Final = ("samples/", "renditions/", "datasets/")
+# Where there are objects that may go up in parts.
+OURS: Final = ("samples/", "renditions/", "datasets/", "adapters/", "trainings/", "melodies/")
 TRIES: Final = 5
 ATTEMPTS: Final = 4
 STALE: Final = timedelta(days=1)

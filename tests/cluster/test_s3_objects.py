@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
+from domain import adapters, datasets, jobs, melodies, trainings
 from domain.errors import DeniedError, UnavailableError
 from domain.ports import ObjectInfo
 from infra import cluster
@@ -136,11 +137,19 @@ async def test_a_cancelled_upload_is_aborted(objects: S3Objects) -> None:
 async def test_an_upload_that_never_ended_is_swept_once_it_is_old_unless_it_is_a_strangers(
     s3: S3ObjectsHarness, objects: S3Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = ["samples/job/1/dead.flac", "theirs/dead"]
+    ours = [
+        f"{adapters.folder('0' * 64, 'jazz')}/adapter_model.safetensors",
+        f"{datasets.folder('liked')}/exports/dead.zip",
+        melodies.audio("melody"),
+        f"{jobs.renditions('job')}/dead.wav",
+        f"{jobs.folder('job')}/1/dead.flac",
+        f"{trainings.folder('training')}/1/9.safetensors",
+    ]
+    begun = [*ours, "theirs/dead"]
     for key in begun:
         await objects._client.create_multipart_upload(Bucket=s3.bucket.name, Key=key)
     await (await s3.open()).close()
-    assert await uploads(objects) == begun
+    assert await uploads(objects) == sorted(begun)
     monkeypatch.setattr(s3_objects, "STALE", timedelta(seconds=-60))
     await (await s3.open()).close()
     assert await uploads(objects) == ["theirs/dead"]

@@ -1,6 +1,7 @@
 """A training from a dataset's folder to an adapter's, by the engine of noise."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -438,7 +439,13 @@ def test_codes_are_kept_within_their_limit_and_damage_costs_time_alone(tmp_path:
         codes.get(clip, encode)
         codes.get(clip, encode)
     assert asked == [100, 101, 102, 103, 104]
+    killed, busy = tmp_path / "killed.part", tmp_path / "busy.part"
+    for part in (killed, busy):
+        part.touch()
+    os.utime(killed, (0, 0))
     codes.trim()
+    assert (killed.exists(), busy.exists()) == (False, True)
+    busy.unlink()
     assert 1 <= len(list(tmp_path.iterdir())) < 5
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1200
     for path in tmp_path.iterdir():

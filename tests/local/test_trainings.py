@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from hashlib import sha256
@@ -42,6 +43,7 @@ from workers.dataset_folder import BuiltDatasets
 from workers.engine_process import EngineProcess
 from workers.engines.checkpoints import resolve
 from workers.engines.loading import load
+from workers.scratch import sweep
 from workers.training import process
 
 LEASE = 1.0
@@ -325,6 +327,53 @@ async def test_data_that_cannot_be_used_fail_the_training_at_once(
     assert ended.status == "failed"
     assert message in (ended.error or "")
     assert ended.attempt == 1
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from workers.scratch import taken
+
+with taken(Path(sys.argv[1])) as own, TemporaryDirectory(dir=own) as name:
+    Path(name, "dataset").write_text("unpacked")
+    print(name, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Swept:
+    """No dataset is found, after another trainer has looked for what is left."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+
+    async def open(self, dataset_id: str, place: Path) -> Path:
+        await asyncio.to_thread(sweep, place.parents[1])
+        self.is_there = await asyncio.to_thread(place.is_dir)
+        raise NotFoundError("dataset", dataset_id)
+
+
+async def test_what_a_killed_trainer_left_goes_and_what_belongs_to_another_stays(parts: Parts) -> None:
+    place = parts.folder / "trainer0"
+    pipes: dict[str, Any] = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    holders, datasets = [], []
+    for _ in range(2):
+        holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, str(place), **pipes)
+        assert holder.stdout is not None
+        holders.append(holder)
+        datasets.append(Path((await holder.stdout.readline()).decode().strip()) / "dataset")
+    holders[0].kill()
+    await holders[0].wait()
+    assert [dataset.exists() for dataset in datasets] == [True, True]
+    swept = Swept()
+    id_ = await ask(parts)
+    async with trainers(parts, swept):
+        await when(parts, id_, "failed")
+    assert swept.is_there
+    assert [dataset.exists() for dataset in datasets] == [False, True]
+    await holders[1].communicate(b"")
+    assert not list(place.glob("[0-9]/*/*"))
 
 
 async def test_nothing_learnt_completes_without_an_adapter(parts: Parts, tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+UNFINISHED: Final = ".part"
+STALE_SECONDS: Final = 86_400.0
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ class Codes:
 
     def _keep(self, path: Path, codes: NDArray[np.int32]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
+        with NamedTemporaryFile(dir=self._folder, suffix=UNFINISHED, delete=False) as file:
             try:
                 np.save(file, codes)
                 file.close()
@@ -53,8 +58,11 @@ class Codes:
                 raise
 
     def trim(self) -> None:
-        """Makes the folder keep to its limit."""
+        """Makes the folder keep to its limit, without the files of processes that were killed while they wrote them."""
         try:
+            for part in self._folder.glob(f"*{UNFINISHED}"):
+                if part.stat().st_mtime < time.time() - STALE_SECONDS:
+                    part.unlink(missing_ok=True)
             found = [(file.stat().st_mtime, file.stat().st_size, file) for file in self._folder.glob("*.npy")]
         except OSError:
             return
