@@ -134,6 +134,57 @@ def test_adapters_share_the_columns_and_the_least_recently_used_makes_room(decod
     assert held.hold(adapters["c"]) == range(96, 128)
 
 
+def test_an_adapter_that_waits_for_room_is_not_read_again_until_there_is_some(decoder: Decoder, tmp_path: Path) -> None:
+    held = slots(decoder)
+    whole, waiting = (lora(tmp_path / name, number, rank=COLUMNS - number) for number, name in enumerate(("a", "b")))
+    held.hold(whole)
+    assert held.hold(waiting) is None
+    weights = tmp_path / "b" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    assert held.hold(waiting) is None
+    held.let_go(whole.sha256)
+    weights.write_bytes(content)
+    assert held.hold(waiting) == range(COLUMNS - 1)
+    expected = loaded(decoder, waiting).down["qkv"][:, :, :-1]
+    assert torch.equal(held.down["qkv"][:, :, :-1], expected)
+
+
+def loaded(decoder: Decoder, adapter: Adapter) -> Slots:
+    held = slots(decoder)
+    held.hold(adapter)
+    return held
+
+
+class Short(torch.Tensor):
+    """Out of memory at the `fails_at`-th matrix."""
+
+    fails_at = 0
+
+    def new_zeros(self, *shape: int) -> torch.Tensor:  # type: ignore[override]
+        self.fails_at -= 1
+        if self.fails_at == 0:
+            raise torch.OutOfMemoryError("none is left")
+        return torch.zeros(*shape, dtype=self.dtype)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 6])
+def test_memory_that_ends_while_it_is_taken_leaves_the_columns_usable(
+    decoder: Decoder, tmp_path: Path, fails_at: int
+) -> None:
+    like = torch.empty(0, dtype=decoder.weights.places.dtype).as_subclass(Short)
+    like.fails_at = fails_at
+    held = Slots(decoder.weights.shapes, len(decoder.weights.layers), like)
+    adapter = lora(tmp_path, 0, rank=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        held.hold(adapter)
+    assert held.hold(adapter) is not None
+    expected = loaded(decoder, adapter)
+    for site, up in expected.up.items():
+        assert torch.equal(held.up[site], up)
+        assert torch.equal(held.down[site], expected.down[site])
+
+
 def test_an_adapter_that_is_too_wide_is_refused(decoder: Decoder, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="The adapter has rank 129; a rank of up to 128 can be used") as caught:
         slots(decoder).hold(lora(tmp_path, 0, rank=COLUMNS + 1))

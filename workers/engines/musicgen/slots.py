@@ -59,6 +59,8 @@ class Slots:
         # Least recently used first.
         self._columns: dict[str, range] = {}
         self._users: dict[str, int] = {}
+        # One that found no room, and how much it needs: it asks again at every advance.
+        self._waiting: tuple[str, int] | None = None
         # A step takes many of them, and they stay where they are.
         self._views: dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -66,13 +68,17 @@ class Slots:
         """The adapter's columns, kept for a row until `let_go`; None while there is no room. Raises EngineError."""
         found = self._columns.pop(adapter.sha256, None)
         if found is None:
+            if self._waiting and self._waiting[0] == adapter.sha256 and self._room(self._waiting[1]) is None:
+                return None
             pairs = read(adapter, self._shapes, self._layers)
             width = max(len(pair.down) for pair in pairs)
             if width > COLUMNS:
                 raise EngineError(f"The adapter has rank {width}; a rank of up to {COLUMNS} can be used.")
             start = self._room(width)
             if start is None:
+                self._waiting = adapter.sha256, width
                 return None
+            self._waiting = None
             found = range(start, start + width)
             self._load(pairs, found)
         self._columns[adapter.sha256] = found
@@ -101,8 +107,10 @@ class Slots:
         for site, (outputs, inputs) in self._shapes.items():
             parts = PARTS[site]
             if site not in self.down:
-                self.down[site] = self._like.new_zeros(self._layers, parts, COLUMNS, inputs)
-                self.up[site] = self._like.new_zeros(self._layers, parts, COLUMNS, outputs)
+                # Both or neither: memory may end at the second.
+                down = self._like.new_zeros(self._layers, parts, COLUMNS, inputs)
+                up = self._like.new_zeros(self._layers, parts, COLUMNS, outputs)
+                self.down[site], self.up[site] = down, up
             self.down[site][:, :, columns.start : columns.stop] = 0
             self.up[site][:, :, columns.start : columns.stop] = 0
         for pair in pairs:
