@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from math import inf
@@ -29,6 +30,7 @@ from domain.ports import ObjectStore, ReadStore
 from domain.prompts import CONTROL, PROMPTS
 from workers.adapters import AdapterFiles
 from workers.claims import Claims
+from workers.cores import usable_cores
 from workers.engine import Adapter, Clip, EngineError, EngineRequest, Opening, Progress, Take
 from workers.mastering import master
 from workers.openings import melody, opening
@@ -137,6 +139,8 @@ class Generation:
         self._model = model
         self._adapters = adapters
         self._capacity = capacity
+        # Of its own, as every file operation waits for a thread of the common one.
+        self._mastering = ThreadPoolExecutor(max(1, usable_cores() // 2), "mastering")
 
     def alive(self, worker_id: str, state: str) -> WorkerAlive:
         return WorkerAlive(
@@ -323,7 +327,8 @@ class Generation:
             ).decode(),
             **({"lyrics": request.lyrics} if request.lyrics is not None else {}),
         }
-        made = await asyncio.to_thread(master, clip.pcm, clip.sample_rate, tags)
+        loop = asyncio.get_running_loop()
+        made = await loop.run_in_executor(self._mastering, master, clip.pcm, clip.sample_rate, tags)
         path = f"{folder(job.id)}/{job.attempt}/{job.position}/{clip.index}.flac"
         await self._put(path, made.flac)
         await self._put(waveform(path), msgspec.json.encode(made.waveform))

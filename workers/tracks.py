@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +33,8 @@ class TracksInFolder:
         self._store = store
         self._objects = objects
         self._folder = folder
+        # Of its own, as every file operation waits for a thread of the common one.
+        self._executor = ThreadPoolExecutor(1, "tracks")
 
     async def react(self, batch: Sequence[Recorded]) -> None:
         """As in Reaction. Raises UnavailableError where the folder cannot be written."""
@@ -67,7 +70,7 @@ class TracksInFolder:
             logger.warning("No track is written of %s, which is damaged.", sample.event.storage_path)
             return
         for output, path in missing.items():
-            content = await asyncio.to_thread(transcode, flac, output)
+            content = await asyncio.get_running_loop().run_in_executor(self._executor, transcode, flac, output)
             await asyncio.to_thread(_put, path, content)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -20,13 +21,16 @@ from domain.events.jobs import Format, JobStarted
 from domain.ports import ObjectInfo
 from infra.storage.file_objects import FileObjects
 from projections.audio import AudioSample, samples
+from tests.conditions import eventually
 from tests.contract.conftest import full_disk
 from tests.history import job_after, sample
 from tests.local.engine import ScriptedEngine
-from tests.local.parts import Parts
+from tests.local.parts import Parts, stop
 from workers.mastering import master, transcode
 from workers.matching import matched
 from workers.purging import remove
+from workers.reactions import Reactions
+from workers.tracks import TracksInFolder
 
 FORMATS = get_args(Format)
 PLENTY = 1_000_000_000
@@ -104,6 +108,38 @@ async def test_making_formats_keeps_no_other_file_operation_waiting(
     finally:
         making.set()
     assert {file.size for file in await asyncio.gather(*getting)} == {(await renditions.get(wanted[0], "wav")).size}
+
+
+@pytest.mark.parametrize(("module", "name"), [("workers.generation", "master"), ("workers.tracks", "transcode")])
+async def test_mastering_and_tracks_keep_no_file_operation_waiting(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    begun, going_on = threading.Event(), threading.Event()
+    make: Any = {"master": master, "transcode": transcode}[name]
+
+    def slowly(*arguments: Any) -> Any:
+        begun.set()
+        going_on.wait()
+        return make(*arguments)
+
+    async def has_begun() -> bool:
+        return begun.is_set()
+
+    monkeypatch.setattr(f"{module}.{name}", slowly)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    tracks = TracksInFolder(parts.store, parts.objects, parts.folder / "music")
+    running = asyncio.create_task(Reactions(parts.journal, parts.store, parts.host, [tracks]).run())
+    try:
+        async with parts.working(ScriptedEngine()):
+            await parts.submit("j1", seeds=[1])
+            await eventually(has_begun)
+            async with asyncio.timeout(20):
+                await parts.objects.put("songs/other", b"1")
+            going_on.set()
+            await parts.when("j1", "completed")
+    finally:
+        going_on.set()
+        await stop(running)
 
 
 async def test_the_least_recently_used_formats_make_room_and_masters_never_do(objects: FileObjects) -> None:
