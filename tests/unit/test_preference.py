@@ -1,4 +1,5 @@
 import math
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from workers.training.features import Ear
 from workers.training.listener import listen
-from workers.training.preference import Hearing, Pairs, choose_ridge, fit, folds, left_out
+from workers.training.preference import Hearing, Pairs, choose_ridge, fit, folds, left_out, slopes
 
 EAR = Ear(16_000)
 
@@ -52,6 +53,46 @@ def test_a_model_minimises_what_it_says_it_does() -> None:
 
     descent.step(cost)  # type: ignore[no-untyped-call]
     assert torch.allclose(found, slopes.detach(), atol=1e-5)
+
+
+def many(count: int, numbers: int) -> tuple[torch.Tensor, Pairs]:
+    dice = torch.Generator().manual_seed(2)
+    differences = torch.randn(count, numbers, generator=dice, dtype=torch.float64) + 0.2
+    weights = torch.rand(count, generator=dice, dtype=torch.float64) + 0.5
+    return differences @ differences.T, Pairs(differences, weights, groups(count))
+
+
+@pytest.mark.parametrize("ridge", [1.0, 0.05, 0.001])
+def test_more_pairs_than_numbers_have_the_same_model_by_a_smaller_system(ridge: float) -> None:
+    gram, pairs = many(60, 7)
+    expected = pairs.differences.T @ fit(gram, pairs.weights, ridge)
+    assert torch.allclose(slopes(gram, pairs, ridge), expected, rtol=0, atol=1e-6)
+    padded = torch.nn.functional.pad(pairs.differences, (0, 60))
+    as_many_numbers = Pairs(padded, pairs.weights, pairs.groups)
+    assert torch.allclose(left_out(gram, pairs, 3), left_out(gram, as_many_numbers, 3), rtol=0, atol=1e-6)
+
+
+def test_two_thousand_pairs_are_fitted_in_seconds() -> None:
+    gram, pairs = many(2_000, 40)
+    begun = time.monotonic()
+    left_out(gram, pairs, 3)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_stop_ends_the_fitting_at_the_next_fit() -> None:
+    gram, pairs = many(30, 4)
+    fits = iter(range(3))
+
+    def stop_at_the_fourth() -> None:
+        if next(fits, None) is None:
+            raise InterruptedError
+
+    for fitting in (
+        lambda: choose_ridge(gram, pairs, range(30), 3, stop_at_the_fourth),
+        lambda: left_out(gram, pairs, 3, stop_at_the_fourth),
+    ):
+        with pytest.raises(InterruptedError):
+            fitting()
 
 
 @given(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40), st.integers(2, 9))

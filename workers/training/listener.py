@@ -1,6 +1,6 @@
 """The preference model of a taste: fitted to pairs, measured on pairs that it has not learnt, told in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from domain.lora import PREFERENCE
 from workers.training.features import Ear
-from workers.training.preference import Hearing, Pairs, choose_ridge, fit, left_out
+from workers.training.preference import Hearing, Pairs, choose_ridge, left_out
+from workers.training.preference import slopes as slopes_of
 
 DESCRIPTION, WEIGHTS = PREFERENCE
 TIMBRE: Final = "timbre"
@@ -72,8 +73,10 @@ def listen(
     groups: Sequence[str],
     held: Sequence[bool],
     seed: int,
+    on_fit: Callable[[], None] = lambda: None,
 ) -> Listener:
-    """Fits a model to what was heard in the two sides of pairs, `[pairs, numbers]` by group.
+    """Fits a model to what was heard in the two sides of pairs, `[pairs, numbers]` by group. `on_fit` is as in
+    choose_ridge.
 
     Pairs that are `held` are judged by the model of the others; these are judged by models of other prompts alone.
     """
@@ -87,9 +90,9 @@ def listen(
     learnt = differences[own]
     gram = learnt @ learnt.T
     pairs = Pairs(learnt, weights[own].double(), [groups[place] for place in own])
-    ridge, _ = choose_ridge(gram, pairs, range(len(own)), seed)
-    slopes = learnt.T @ fit(gram, pairs.weights, ridge)
-    judged = torch.cat([left_out(gram, pairs, seed), differences[others] @ slopes])
+    ridge, _ = choose_ridge(gram, pairs, range(len(own)), seed, on_fit)
+    slopes = slopes_of(gram, pairs, ridge)
+    judged = torch.cat([left_out(gram, pairs, seed, on_fit), differences[others] @ slopes])
     found: dict[str, torch.Tensor] = {}
     start = 0
     for name, scale in scales.items():

@@ -154,8 +154,7 @@ class TasteObjective:
     def __init__(self, config: Config, material: Material, network: Network, on_stage: Stage) -> None:
         self._config = config
         self._network = network
-        on_stage("fitting the preference model", 0, 1)
-        self.listener = _listener(config, material, network)
+        self.listener = _listener(config, material, network, lambda: on_stage("fitting the preference model", 0, 1))
         on_stage("fitting the preference model", 1, 1)
         if not self.listener.hearing.is_heard:
             raise NothingLearntError(_nothing(self.listener), _figures(self.listener))
@@ -221,7 +220,7 @@ class TasteObjective:
         return [self._forced(part)[1:] for part in _parts(self._own[:CALIBRATED_ON])]
 
 
-def _listener(config: Config, material: Material, network: Network) -> Listener:
+def _listener(config: Config, material: Material, network: Network, on_fit: Callable[[], None]) -> Listener:
     pairs = [*material.pairs, *material.held_pairs]
     chosen, rejected = (
         {name: torch.stack([side.heard[name] for side in sides]) for name in sides[0].heard}
@@ -235,6 +234,7 @@ def _listener(config: Config, material: Material, network: Network) -> Listener:
         groups=[pair.group for pair in pairs],
         held=[place >= len(material.pairs) for place in range(len(pairs))],
         seed=config.seed,
+        on_fit=on_fit,
     )
 
 
