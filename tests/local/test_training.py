@@ -27,7 +27,7 @@ from workers.mastering import master, pcm_sha256
 from workers.training.checkpoint import load
 from workers.training.codes import Codes
 from workers.training.config import config
-from workers.training.errors import TrainingError
+from workers.training.errors import Stopped, TrainingError
 from workers.training.objectives import Sft
 from workers.training.result import RESULT, Result
 from workers.training.run import Point, Training
@@ -453,6 +453,19 @@ def test_codes_are_kept_within_their_limit_and_damage_costs_time_alone(tmp_path:
     assert codes.get(clips[-1], encode).shape == (4, 10)
     (tmp_path / "file").touch()
     assert Codes(tmp_path / "file", "model").get(clips[0], encode).shape == (4, 10)
+
+
+def test_a_training_that_is_stopped_while_its_preference_model_is_fitted_ends_there(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    seen: list[Point] = []
+
+    def is_stopped() -> bool:
+        return [point.stage for point in seen].count("fitting the preference model") == 3
+
+    with pytest.raises(Stopped):
+        training(data, tmp_path, cache, "taste", on_point=seen.append, is_stopped=is_stopped).run()
+    assert [point.step for point in seen if point.stage == "fitting the preference model"] == [0, 0, 0]
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(data: Path, cache: Path, tmp_path: Path) -> None:
