@@ -98,7 +98,7 @@ async def studio(settings: Settings) -> AsyncIterator[str]:
         reacting = _reactions(settings, log, store, objects, services.folded).run
         building_datasets = partial(_again, "The builder of datasets", _builder(settings, log, store, objects))
         learning = partial(_again, "The trainer", _trainer(settings, log, store, objects, services.folded))
-        sending = _sender(settings, log, store, objects).run
+        sending = partial(_again, webhooks.WHO, partial(_sender, settings, log, store, objects))
         async with _http(settings, services, working, reacting, building_datasets, learning, sending) as url:
             yield url
 
@@ -127,7 +127,7 @@ async def react(settings: Settings) -> None:
         tasks.create_task(folded.run())
         tasks.create_task(_reactions(settings, log, store, objects, folded).run())
         tasks.create_task(_again("The builder of datasets", _builder(settings, log, store, objects)))
-        tasks.create_task(_sender(settings, log, store, objects).run())
+        tasks.create_task(_again(webhooks.WHO, partial(_sender, settings, log, store, objects)))
 
 
 async def learn(settings: Settings) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from random import Random
 from typing import Any, Final
@@ -28,7 +30,7 @@ from domain.events.jobs import (
 from domain.events.progress import WorkerAlive
 from domain.events.webhooks import WebhookAttempted
 from domain.jobs import JOBS
-from domain.journal import Journal
+from domain.journal import Journal, until_done
 from domain.ports import ObjectStore, ReadStore
 from domain.webhooks import WEBHOOKS, Delivery, deliveries
 from workers.claims import Claims
@@ -53,6 +55,7 @@ TELLING: Final = (
     JobCancelled,
     JobDeleted,
 )
+WHO: Final = "The sender of webhooks"
 AGENT: Final = f"text2song-studio/{version('text2song-studio')}"
 
 
@@ -152,12 +155,14 @@ class Sending:
     async def perform(self, run: Run[Delivery]) -> Event:
         delivery = run.claimed
         content = delivery.request.body
+        answer, is_final, begin = None, False, time.monotonic()
         try:
             headers = await self._signed(delivery, content)
-        except (UnavailableError, DamagedError) as error:
-            raise BrokenError(str(error)) from error
-        begin = time.monotonic()
-        answer, error_text, is_final = await self._sent(delivery.request.url, content.encode(), headers)
+        except DamagedError as error:
+            error_text: str | None = str(error)
+        else:
+            begin = time.monotonic()
+            answer, error_text, is_final = await self._sent(delivery.request.url, content.encode(), headers)
         retry_at = None
         if error_text is not None and not is_final:
             retry_at = self._next(delivery, answer)
@@ -174,8 +179,10 @@ class Sending:
 
     async def check(self) -> None:
         try:
-            await self._secrets.get(None)
-        except (UnavailableError, DamagedError) as error:
+            # A secret that is damaged holds up those whom it is to sign for, and nobody else.
+            with suppress(DamagedError):
+                await self._secrets.get(None)
+        except UnavailableError as error:
             raise BrokenError(str(error)) from error
 
     async def tidy(self, delivery: Delivery, attempt: int) -> None:
@@ -185,8 +192,10 @@ class Sending:
         raise NotImplementedError  # no delivery is ever stopping
 
     async def _signed(self, delivery: Delivery, content: str) -> dict[str, str]:
-        """Standard Webhooks: one signature for each secret that holds."""
-        secrets = await self._secrets.get(delivery.request.user_id)
+        """Standard Webhooks: one signature for each secret that holds. Waits out outages of the object store, and
+        raises DamagedError.
+        """
+        secrets = await until_done(partial(self._secrets.get, delivery.request.user_id), WHO)
         moment = datetime.fromisoformat(self._journal.now())
         message_id = delivery.request.message_id
         signatures = [Webhook(secret.secret).sign(message_id, moment, content) for secret in secrets]

@@ -6,11 +6,13 @@ import json
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -18,16 +20,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from domain.errors import UnavailableError
+from domain.events import Event
 from domain.events.jobs import JobCancelRequested, JobFailed, JobStarted
+from domain.models import NOISE
+from domain.webhooks import Delivery
+from infra import roles
+from infra.settings import Settings, load
 from tests.conditions import eventually, eventually_sync
 from tests.local.conftest import Running
-from tests.local.parts import Parts, stop
+from tests.local.parts import Parts, open_parts, stop
 from tests.local.test_cli import text2song
 from tests.receiver import Heard, Receiver, receiving
+from workers import claims
 from workers.outgoing import LookUps, Receivers
 from workers.reactions import Reactions
+from workers.trade import BrokenError, Run
 from workers.webhook_secrets import WebhookSecrets
-from workers.webhooks import QueueingOfWebhooks, worker
+from workers.webhooks import QueueingOfWebhooks, Sending, worker
 
 
 class Hooks:
@@ -236,6 +246,88 @@ async def test_the_jobs_of_a_user_are_signed_with_that_users_secret(hooks: Hooks
     Webhook(anns).verify(message.body, message.headers)
     with pytest.raises(WebhookVerificationError):
         Webhook(await secret(hooks.parts)).verify(message.body, message.headers)
+
+
+async def test_a_damaged_secret_holds_up_its_owner_alone(parts: Parts) -> None:
+    secrets = WebhookSecrets(parts.objects, parts.journal.now)
+    for owner in ("ann", None):
+        await secrets.get(owner)
+    for stored in await parts.objects.list("secrets/webhooks"):
+        await parts.objects.put(stored.key, b"[")
+    async with sending(parts, waits=(3600.0,)) as hooks:
+        with receiving() as receiver:
+            for owner in ("ann", None):
+                held = await hooks.delivery(await hooks.job(receiver.url, user_id=owner), "queued", attempts=1)
+                assert "which holds secrets of webhooks, is damaged" in held["attempts"][0]["error"]
+                assert held["next_attempt_at"] > held["created_at"]
+            await hooks.delivery(await hooks.job(receiver.url, user_id="bob"), "delivered")
+            assert len(receiver.heard) == 1
+
+
+async def test_an_object_store_that_is_away_is_waited_for(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, asked, is_back = parts.objects.read, list[str](), asyncio.Event()
+
+    async def reading(key: str, *range_: Any) -> Any:
+        if key.startswith("secrets/") and not is_back.is_set():
+            asked.append(key)
+            raise UnavailableError("The object store does not answer.")
+        async for chunk in read(key, *range_):
+            yield chunk
+
+    monkeypatch.setattr(parts.objects, "read", reading)
+
+    async def is_repeated() -> bool:
+        return len(asked) > 2
+
+    async with sending(parts, backoff=0.001) as hooks:
+        with receiving() as receiver:
+            job_id = await hooks.job(receiver.url)
+            await eventually(is_repeated)
+            is_back.set()
+            shown = await hooks.delivery(job_id, "delivered")
+    assert len(shown["attempts"]) == 1
+
+
+@contextlib.asynccontextmanager
+async def whole(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with roles.studio(settings) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        yield http
+
+
+@contextlib.asynccontextmanager
+async def reacting(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_parts(settings.folder, receivers=Receivers(loopback=True)) as parts:
+        task = asyncio.create_task(roles.react(settings))
+        try:
+            yield parts.http
+        finally:
+            await stop(task)
+
+
+@pytest.mark.parametrize("role", [whole, reacting])
+async def test_a_sender_that_gives_up_takes_nobody_down_and_sends_later(
+    role: Callable[[Settings], AbstractAsyncContextManager[httpx.AsyncClient]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    perform, faults = Sending.perform, [BrokenError("It is out of order.")] * 2
+
+    async def performing(self: Sending, run: Run[Delivery]) -> Event:
+        if faults:
+            raise faults.pop()
+        return await perform(self, run)
+
+    monkeypatch.setattr(Sending, "perform", performing)
+    monkeypatch.setattr(claims, "REPAIRS", 0)
+    monkeypatch.setattr(roles, "REST_SECONDS", 0.01)
+    settings = load({}, data=str(tmp_path), model=NOISE.id, port=0, webhook_loopback=True)
+    with receiving() as receiver:
+        async with role(settings) as http:
+            asked = {"prompt": "rain", "webhook_url": receiver.url, "webhook_events": ["job.cancelled"]}
+            job_id = (await http.post("/generate", json=asked)).json()["job_id"]
+            await http.delete(f"/generate/{job_id}")
+            await heard(receiver)
+    assert faults == []
 
 
 async def test_a_secret_stops_signing_when_its_day_is_over(parts: Parts) -> None:
