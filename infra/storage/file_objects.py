@@ -38,7 +38,7 @@ class FileObjects:
         return await asyncio.to_thread(self._put, key, partial(_copy, file), replace)
 
     async def stat(self, key: str) -> ObjectInfo | None:
-        return await asyncio.to_thread(lambda: self._info(self._path(key)))
+        return await asyncio.to_thread(self._stat, key)
 
     async def read(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         # Not closed by hand: the thread of a cancelled reader may still be inside, and closes the file on its way out.
@@ -65,6 +65,10 @@ class FileObjects:
                 raise ValueError(f"{key!r} is no object key: {segment!r} is a link, and links are not followed.")
         return path
 
+    def _stat(self, key: str) -> ObjectInfo | None:
+        with _refusals(key):
+            return self._info(self._path(key))
+
     def _info(self, path: Path) -> ObjectInfo | None:
         try:
             status = path.lstat()
@@ -75,9 +79,9 @@ class FileObjects:
         return ObjectInfo(path.relative_to(self._root).as_posix(), status.st_size, _etag(status))
 
     def _put(self, key: str, write: Callable[[BinaryIO], object], replace: bool) -> ObjectInfo:
-        path = self._path(key)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _refusals(key):
+            path = self._path(key)
+            temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
             for _ in range(TRIES):
                 # A delete may take the empty folder away again before there is a file in it.
                 with suppress(FileNotFoundError):
@@ -122,25 +126,27 @@ class FileObjects:
     def _chunks(self, key: str, start: int, left: int) -> Iterator[bytes]:
         if start < 0 or left < 0:
             raise ValueError(f"Bytes {start}+{left} of {key!r} cannot be read: neither may be negative.")
-        try:
-            file = self._path(key).open("rb")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFoundError("object", key) from None
-        with file:
-            file.seek(start)
-            while left > 0 and (chunk := file.read(min(CHUNK, left))):
-                left -= len(chunk)
-                yield chunk
+        with _refusals(key):
+            try:
+                file = self._path(key).open("rb")
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NotFoundError("object", key) from None
+            with file:
+                file.seek(start)
+                while left > 0 and (chunk := file.read(min(CHUNK, left))):
+                    left -= len(chunk)
+                    yield chunk
 
     def _infos(self, prefix: str) -> Iterator[ObjectInfo]:
-        for path in _files(self._path(prefix) if prefix else self._root):
-            if (info := self._info(path)) is not None:
-                yield info
+        with _refusals(prefix):
+            for path in _files(self._path(prefix) if prefix else self._root):
+                if (info := self._info(path)) is not None:
+                    yield info
 
     def _delete(self, prefix: str) -> int:
-        base = self._path(prefix)
         count = 0
         with _refusals(prefix):
+            base = self._path(prefix)
             for path in _files(base):
                 if self._info(path) is not None:
                     with suppress(FileNotFoundError):
@@ -187,9 +193,15 @@ def _etag(status: os.stat_result) -> str:
 
 
 def _files(base: Path) -> Iterator[Path]:
+    """Raises OSError where a folder cannot be read: what is in it would seem not to be there."""
     yield base
-    for folder, _, names in os.walk(base):
+    for folder, _, names in os.walk(base, onerror=_unless_gone):
         yield from (Path(folder, name) for name in names if not name.startswith(TEMPORARY))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _make_folder(folder: Path) -> None:

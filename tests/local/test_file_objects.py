@@ -1,5 +1,6 @@
 """What is true of the object store because it is a folder."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from domain.errors import UnavailableError
 from domain.ports import ObjectInfo
 from infra.storage.file_objects import FileObjects
-from tests.contract.conftest import full_disk
+from tests.contract.conftest import full_disk, too_many_files
 
 
 @pytest.fixture
@@ -32,6 +33,33 @@ async def test_a_full_disk_keeps_the_old_object_and_leaves_nothing_of_the_new(ro
     assert files(root) == ["songs", "songs/old"]
     assert (root / "songs/old").read_bytes() == b"old"
     await objects.put("songs/new", b"x" * 200_000)
+
+
+async def test_a_process_that_can_open_no_file_is_told_so_and_not_that_nothing_is_there(root: Path) -> None:
+    objects = await FileObjects.open(root)
+    await objects.put("songs/old", b"old")
+    with too_many_files():
+        for attempt in (anext(objects.read("songs/old")), objects.list(""), objects.delete("songs")):
+            with pytest.raises(UnavailableError, match="Too many open files"):
+                await attempt
+    assert [info.key for info in await objects.list("songs")] == ["songs/old"]
+
+
+async def test_a_look_at_an_object_that_the_disk_refuses_can_be_repeated(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = await FileObjects.open(root)
+    await objects.put("songs/old", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", failing_disk)
+        for attempt in (objects.stat("songs/old"), objects.list("songs")):
+            with pytest.raises(UnavailableError, match="Input/output error"):
+                await attempt
+    assert await objects.stat("songs/old")
+
+
+def failing_disk(path: Path) -> os.stat_result:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
 
 async def test_a_put_without_replace_leaves_one_file(root: Path) -> None:
