@@ -19,7 +19,7 @@ from domain.journal import until_done
 from domain.lora import CONFIG, MAX_CONFIG, MAX_PREFERENCE, MAX_WEIGHTS, PREFERENCE, WEIGHTS
 from domain.ports import ObjectStore
 from workers.adapter_files import listing_digest
-from workers.scratch import LOCK, take
+from workers.scratch import LOCK, check, scratch, take
 
 LIMIT: Final = 4 * MAX_WEIGHTS
 FILES: Final = {CONFIG: MAX_CONFIG, WEIGHTS: MAX_WEIGHTS}
@@ -49,7 +49,8 @@ class AdapterFiles:
     async def use(self, adapter: AdapterSnapshot) -> AsyncIterator[Path]:
         """The adapter's folder, which stays as long as it is used. Waits out outages of the object store.
 
-        Raises NotFoundError for a file that is gone, and DamagedError for files that are not those registered.
+        Raises NotFoundError for a file that is gone, DamagedError for files that are not those registered, and
+        UnavailableError where the disk refuses.
         """
         digest = adapter.sha256
         if digest is None:
@@ -57,19 +58,25 @@ class AdapterFiles:
         self._users[digest] = self._users.get(digest, 0) + 1
         try:
             async with self._opening:
-                folder = await asyncio.to_thread(self._open)
-            async with self._turns.setdefault(digest, asyncio.Lock()):
-                if digest not in self._checked:
-                    self._sizes[digest] = await self._fetch(adapter.storage_path, folder / digest)
-                    self._checked.add(digest)
-                self._sizes.move_to_end(digest)
-            await self._make_room(folder)
+                with scratch(None):
+                    folder = await asyncio.to_thread(self._open)
+            with scratch(folder):
+                async with self._turns.setdefault(digest, asyncio.Lock()):
+                    if digest not in self._checked:
+                        self._sizes[digest] = await self._fetch(adapter.storage_path, folder / digest)
+                        self._checked.add(digest)
+                    self._sizes.move_to_end(digest)
+                await self._make_room(folder)
             yield folder / digest
         finally:
             self._users[digest] -= 1
             if not self._users[digest]:
                 del self._users[digest]
                 self._turns.pop(digest, None)
+
+    def check(self) -> None:
+        """Raises UnavailableError where its disk has no room."""
+        check(self._folder)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -92,8 +99,10 @@ class AdapterFiles:
 
     async def _fetch(self, source: str, path: Path) -> int:
         """The size of the files once they are at the path, which has their SHA-256 as its name."""
-        if (size := await asyncio.to_thread(_size, path, path.name)) is not None:
-            return size
+        # One that the disk does not give back is fetched anew.
+        with contextlib.suppress(OSError):
+            if (size := await asyncio.to_thread(_size, path, path.name)) is not None:
+                return size
         part = path.with_name(path.name + UNFINISHED)
         try:
             await until_done(partial(self._copy, source, part), WHO)
@@ -141,14 +150,14 @@ class AdapterFiles:
 
 
 def _size(folder: Path, digest: str) -> int | None:
-    """Of all files together, None unless they are there and have that digest."""
+    """Of all files together, None unless they are there and have that digest. Raises OSError where the disk refuses."""
     files = []
     for name in (*FILES, *OPTIONAL):
         try:
             with (folder / name).open("rb") as file:
                 found = file_digest(file, "sha256").hexdigest()
                 files.append(AdapterFile(name=name, size=file.tell(), sha256=found))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             if name in FILES:
                 return None
     return sum(file.size for file in files) if listing_digest(files) == digest else None

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 
 from domain import jobs, prompts
 from domain.attempts import MAX_LOST
-from domain.errors import DamagedError, NotFoundError, Text2SongError
+from domain.errors import DamagedError, NotFoundError, Text2SongError, UnavailableError
 from domain.events import Event
 from domain.events.jobs import JobCancelled, JobCompleted, JobFailed, JobSubmitted, SampleGenerated
 from domain.events.progress import JobProgressed, LoadedModel, WorkerAlive
@@ -232,7 +232,9 @@ class Generation:
 
     @asynccontextmanager
     async def _adapter(self, request: JobSubmitted) -> AsyncIterator[Adapter | None]:
-        """The job's adapter with its files at hand. Raises AttemptError where trying again cannot help."""
+        """The job's adapter with its files at hand. Raises AttemptError where trying again cannot help, and BrokenError
+        where this machine's disk refuses.
+        """
         wanted = request.adapter
         if wanted is None:
             yield None
@@ -252,10 +254,14 @@ class Generation:
                 raise AttemptError(f"{named} cannot be used: {detail}.") from error
             except DamagedError as error:
                 raise AttemptError(f"{named} cannot be used: {error}.") from error
+            except UnavailableError as error:
+                raise BrokenError(str(error)) from error
             yield Adapter(sha256=folder.name, folder=str(folder), scale=request.adapter_scale)
 
     async def check(self) -> None:
         try:
+            if self._adapters is not None:
+                await asyncio.to_thread(self._adapters.check)
             await self._engine.check()
         except Exception as error:
             raise BrokenError(str(error) or repr(error)) from error

@@ -16,6 +16,7 @@ from domain.lora import CONFIG, PREFERENCE, WEIGHTS
 from domain.models import NOISE
 from infra.storage.file_objects import FileObjects
 from tests import adapter as made
+from tests.contract.conftest import full_disk, too_many_files
 from workers.adapter_files import check
 from workers.adapters import UNFINISHED, AdapterFiles
 
@@ -138,6 +139,32 @@ async def test_a_store_that_is_away_is_waited_for(objects: Counting, tmp_path: P
     objects.failing = 2
     cache = AdapterFiles(objects, tmp_path / "cache")
     assert (await used(cache, adapter) / CONFIG).exists()
+    cache.close()
+
+
+async def test_a_disk_that_refuses_is_unavailable_and_nothing_is_held_against_the_adapter(
+    objects: Counting, tmp_path: Path
+) -> None:
+    adapter = await stored(objects, tmp_path)
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    cache.check()
+    with pytest.raises(UnavailableError, match=r"cannot be written to: .* Make room there"), full_disk(100):
+        await used(cache, adapter)
+    path = await used(cache, adapter)
+    cache.close()
+    later = AdapterFiles(objects, tmp_path / "cache")
+    with pytest.raises(UnavailableError, match="Too many open files"), too_many_files():
+        await used(later, adapter)
+    assert await used(later, adapter) == path
+    later.close()
+
+
+async def test_an_error_of_whoever_uses_it_is_left_alone(objects: Counting, tmp_path: Path) -> None:
+    adapter = await stored(objects, tmp_path)
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    with pytest.raises(FileNotFoundError):
+        async with cache.use(adapter) as path:
+            (path / "nothing").read_bytes()
     cache.close()
 
 

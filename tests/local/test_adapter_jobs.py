@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from domain.errors import UnavailableError
-from domain.lora import WEIGHTS
+from domain.jobs import Job
+from domain.lora import CONFIG, WEIGHTS
 from domain.models import NOISE
 from tests import adapter as made
+from tests.conditions import eventually
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
 from tests.local.parts import Parts
 from tests.local.test_adapters import JAZZ, get, register, without_base
 from tests.local.test_jobs import submit, when
+from workers.adapters import UNFINISHED
 
 
 async def test_scenario_submit_generation_with_adapter_selection(parts: Parts) -> None:
@@ -124,6 +127,44 @@ async def test_a_job_whose_adapter_is_gone_or_damaged_fails_with_its_name(parts:
     assert "Adapter blues 1.0.0" in (second.error or "")
     assert "are damaged" in (second.error or "")
     assert (first.failures, second.attempt) == (0, 1)
+
+
+async def test_a_full_disk_for_copies_of_adapters_costs_a_job_no_attempt(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await register(parts)
+    blues = await register(parts, name="blues", seed=1)
+
+    async def ask(adapter: str) -> str:
+        request = {"prompt": "rain", "duration": 1, "adapter_id": adapter}
+        job_id: str = (await parts.http.post("/generate", json=request)).json()["job_id"]
+        return job_id
+
+    async with parts.working(ScriptedEngine()):
+        await parts.when(await ask(JAZZ), "completed")
+        [folder] = [path.parent for path in parts.folder.glob("cache/*/.lock")]
+        copy = folder / f"{blues['sha256']}{UNFINISHED}"
+        copy.mkdir()
+        (copy / CONFIG).symlink_to("/dev/full")
+        with monkeypatch.context() as patch:
+            patch.setattr("workers.scratch.LEAST_FREE", 2**62)
+            job_id = await ask(blues["id"])
+
+            async def is_back() -> Job | None:
+                job = await parts.job(job_id)
+                return job if job and job.status == "queued" and job.error else None
+
+            waiting = await eventually(is_back)
+            assert waiting is not None
+            assert "The worker is broken: " in (waiting.error or "")
+            assert "No space left on device" in (waiting.error or "")
+
+            async def is_checked() -> bool:
+                return f"is still broken: {folder} has " in caplog.text
+
+            await eventually(is_checked)
+        job = await parts.when(job_id, "completed")
+    assert (job.attempt, job.failures) == (2, 0)
 
 
 async def test_a_worker_waits_for_a_store_that_is_away(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from domain.events.jobs import JobCancelRequested, Sampling
+from domain.lora import PREFERENCE
 from domain.models import NOISE
 from tests.conditions import eventually, eventually_sync
+from tests.contract.conftest import too_many_files
 from tests.local.adapters import lora
 from tests.local.conftest import Running
 from tests.local.engine import ScriptedEngine
@@ -123,6 +125,13 @@ def test_a_preference_is_what_the_preference_model_says_of_the_clip(tmp_path: Pa
     assert liking is not None
     assert liking.score(pcm, codes, network.codec, 1) == pytest.approx(float(kept.score(heard)), rel=1e-4)
     assert Liking.load(tmp_path / "another", network.sample_rate) is None
+    with pytest.raises(EngineError, match="cannot be read") as refused, too_many_files():
+        Liking.load(tmp_path, network.sample_rate)
+    assert refused.value.transient
+    (tmp_path / PREFERENCE[0]).write_bytes(b"{")
+    with pytest.raises(EngineError, match="cannot be read") as damaged:
+        Liking.load(tmp_path, network.sample_rate)
+    assert not damaged.value.transient
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import MusicgenForConditionalGeneration
 
 from domain.events.jobs import Sampling
+from domain.lora import CONFIG
 from domain.models import NANO, NOISE
 from tests.local.adapters import adapted, lora
 from workers.engine import Adapter, Clip, EngineError, EngineRequest, Failure, Progress, Take, Update
@@ -176,12 +177,18 @@ def test_an_adapters_scale_is_its_weight(loaded: MusicgenEngine, tmp_path: Path)
     assert len({pcm.tobytes() for pcm in made.values()}) == 3
 
 
-def test_an_adapter_that_cannot_be_used_fails_its_request_alone(loaded: MusicgenEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_adapter_that_cannot_be_used_fails_its_request_alone(
+    is_there: bool, loaded: MusicgenEngine, tmp_path: Path
+) -> None:
+    """Files that are damaged stay so; what the disk does not give may come with another try."""
+    if is_there:
+        (tmp_path / CONFIG).write_bytes(b"{")
     loaded.admit(replace(request("bad", 1, 2), adapter=Adapter(sha256="none", folder=str(tmp_path))))
     loaded.admit(request("good", 3))
     first = loaded.advance()
     assert [update.request_id for update in first if isinstance(update, Failure)] == ["bad"]
-    assert not next(update for update in first if isinstance(update, Failure)).transient
+    assert next(update for update in first if isinstance(update, Failure)).transient is not is_there
     clips = [update for update in finish(loaded, 1) if isinstance(update, Clip)]
     assert [clip.request_id for clip in clips] == ["good"]
 

@@ -237,7 +237,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_tensors_name(
 
 
 def test_files_that_are_no_adapter_are_refused(decoder: Decoder, tmp_path: Path) -> None:
-    refuse(decoder, Adapter(sha256="0", folder=str(tmp_path)), "cannot be read")
+    refuse(decoder, Adapter(sha256="0", folder=str(tmp_path)), "cannot be read", is_transient=True)
     adapter = lora(tmp_path, 0, rank=4)
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -246,10 +246,10 @@ def test_files_that_are_no_adapter_are_refused(decoder: Decoder, tmp_path: Path)
     refuse(decoder, adapter, "is empty")
 
 
-def refuse(decoder: Decoder, adapter: Adapter, said: str) -> None:
+def refuse(decoder: Decoder, adapter: Adapter, said: str, *, is_transient: bool = False) -> None:
     with pytest.raises(EngineError, match=said) as caught:
         read(adapter, decoder.weights.shapes, len(decoder.weights.layers))
-    assert not caught.value.transient
+    assert caught.value.transient is is_transient
 
 
 @pytest.mark.parametrize(("frames", "channels"), [(25, 1), (250, 1), (777, 2)])

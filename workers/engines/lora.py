@@ -48,14 +48,15 @@ def read(adapter: Adapter, find: Callable[[str], tuple[str, int, int]]) -> dict[
     """Of each layer that it changes, by the layer's path. `find` tells of the name of a weight the path of its layer,
     and that layer's out and in; it raises EngineError for a layer that the model has not.
 
-    Raises EngineError for files that are no plain LoRA of such layers.
+    Raises EngineError for files that are no plain LoRA of such layers, and a transient one where the disk refuses.
     """
     folder = Path(adapter.folder)
     try:
         config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=LoraConfig)
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, msgspec.DecodeError, SafetensorError) as error:
-        raise EngineError(f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
+        said = f"Adapter {folder.name} cannot be read: {str(error).splitlines()[0]}"
+        raise EngineError(said, transient=isinstance(error, OSError)) from error
     if (config.peft_type, config.use_dora, config.fan_in_fan_out, config.bias) != ("LORA", False, False, "none"):
         raise EngineError(f"Adapter {folder.name} is no plain LoRA; DoRA, biases and transposes are not supported.")
     if not tensors:

@@ -26,7 +26,9 @@ class Liking(Struct, frozen=True):
 
     @classmethod
     def load(cls, folder: Path, sample_rate: int) -> "Liking | None":
-        """None where the adapter has none. Raises EngineError where it is not of this model's audio."""
+        """None where the adapter has none. Raises EngineError where it is not of this model's audio, and a
+        transient one where the disk refuses.
+        """
         card, weights = (folder / name for name in PREFERENCE)
         if not (card.is_file() and weights.is_file()):
             return None
@@ -34,7 +36,8 @@ class Liking(Struct, frozen=True):
             told, slopes = json.loads(card.read_bytes()), load_file(weights)
             rate = int(told["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise EngineError(f"The adapter's preference model cannot be read: {error}.") from error
+            said = f"The adapter's preference model cannot be read: {error}."
+            raise EngineError(said, transient=isinstance(error, OSError)) from error
         if rate != sample_rate:
             said = f"The adapter's preference model hears {rate} Hz, but the model makes {sample_rate} Hz."
             raise EngineError(f"{said} Leave best_of_by out, or use another adapter.")
