@@ -44,6 +44,7 @@ class AdapterFiles:
         self._users: dict[str, int] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._opening = asyncio.Lock()
+        self._numbers = count()
 
     @contextlib.asynccontextmanager
     async def use(self, adapter: AdapterSnapshot) -> AsyncIterator[Path]:
@@ -144,9 +145,16 @@ class AdapterFiles:
         for digest in [digest for digest in self._sizes if digest not in self._users]:
             if sum(self._sizes.values()) <= self._limit:
                 break
+            # Somebody may have begun to use it, or removed it, while another one was being removed.
+            if digest in self._users or digest not in self._sizes:
+                continue
             del self._sizes[digest]
             self._checked.discard(digest)
-            await asyncio.to_thread(_remove, folder / digest)
+            # It gives up its name at once, so that nobody begins to use it while it goes.
+            gone = folder / f"{digest}.{next(self._numbers)}{UNFINISHED}"
+            with contextlib.suppress(FileNotFoundError):
+                (folder / digest).rename(gone)
+            await asyncio.to_thread(_remove, gone)
 
 
 def _size(folder: Path, digest: str) -> int | None:

@@ -1,6 +1,7 @@
 """A worker's copies of adapters: fetched once, checked, bounded."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,9 @@ from domain.lora import CONFIG, PREFERENCE, WEIGHTS
 from domain.models import NOISE
 from infra.storage.file_objects import FileObjects
 from tests import adapter as made
+from tests.conditions import eventually
 from tests.contract.conftest import full_disk, too_many_files
+from workers import adapters
 from workers.adapter_files import check
 from workers.adapters import UNFINISHED, AdapterFiles
 
@@ -97,18 +100,52 @@ async def test_it_is_fetched_once_however_many_ask_and_found_again_after_a_start
 
 
 async def test_the_least_recently_used_makes_room_and_what_is_used_stays(objects: Counting, tmp_path: Path) -> None:
-    adapters = [await stored(objects, tmp_path, seed) for seed in range(4)]
+    chosen = [await stored(objects, tmp_path, seed) for seed in range(4)]
     size = sum((tmp_path / "source-0" / name).stat().st_size for name in (CONFIG, WEIGHTS))
     cache = AdapterFiles(objects, tmp_path / "cache", limit=2 * size + size // 2)
-    first, second = [await used(cache, adapter) for adapter in adapters[:2]]
-    await used(cache, adapters[0])
-    third = await used(cache, adapters[2])
+    first, second = [await used(cache, adapter) for adapter in chosen[:2]]
+    await used(cache, chosen[0])
+    third = await used(cache, chosen[2])
     assert [path.exists() for path in (first, second, third)] == [True, False, True]
     async with AsyncExitStack() as stack:
-        held = [await stack.enter_async_context(cache.use(adapter)) for adapter in adapters]
+        held = [await stack.enter_async_context(cache.use(adapter)) for adapter in chosen]
         assert all(path.exists() for path in held), "more than the limit, while all are used"
-    await used(cache, adapters[3])
+    await used(cache, chosen[3])
     assert sum(path.exists() for path in held) == 2
+    cache.close()
+
+
+async def test_one_that_is_taken_into_use_while_others_make_room_stays(
+    objects: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [await stored(objects, tmp_path, seed) for seed in range(4)]
+    cache = AdapterFiles(objects, tmp_path / "cache")
+    for adapter in chosen[:3]:
+        await used(cache, adapter)
+    cache._limit = 1
+    removing, may_remove, remove = threading.Event(), threading.Event(), adapters._remove
+
+    def removed(path: Path) -> None:
+        if path.exists():
+            removing.set()
+            assert may_remove.wait(60)
+        remove(path)
+
+    monkeypatch.setattr(adapters, "_remove", removed)
+    async with AsyncExitStack() as stack:
+        using = [asyncio.create_task(stack.enter_async_context(cache.use(chosen[3])))]
+        assert await asyncio.to_thread(removing.wait, 60)
+        using += [asyncio.create_task(stack.enter_async_context(cache.use(adapter))) for adapter in chosen[:2]]
+
+        async def are_in_use() -> bool:
+            return all(adapter.sha256 in cache._users for adapter in chosen[:2])
+
+        await eventually(are_in_use)
+        may_remove.set()
+        folders = await asyncio.gather(*using)
+        assert [{file.name for file in folder.iterdir()} for folder in folders] == [{CONFIG, WEIGHTS}] * 3
+        left = {path.name for path in folders[0].parent.iterdir() if path.is_dir()}
+        assert left == {folder.name for folder in folders}
     cache.close()
 
 
