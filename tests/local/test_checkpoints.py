@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from domain.models import NANO, NOISE
 from infra.settings import load
+from tests.contract.conftest import too_many_files
 from tests.hub import COMMIT, Repository, serving
 from workers.engine import EngineError
 from workers.engines.checkpoints import resolve
@@ -108,6 +109,15 @@ def test_a_hub_model_that_is_not_here_says_how_to_get_it() -> None:
 
 def test_the_home_of_an_unknown_user_is_no_model() -> None:
     assert refusal("~nobody-here/model").startswith("There is no model ~nobody-here/model")
+
+
+def test_a_model_that_the_disk_does_not_give_may_be_there_at_another_try(cached: Path) -> None:
+    assert cached.is_dir()
+    for name, is_whole in (("facebook/musicgen-stereo-small", True), ("facebook/musicgen-large", False)):
+        with pytest.raises(EngineError) as caught, too_many_files():
+            resolve(name)
+        assert caught.value.transient is is_whole
+    assert resolve("facebook/musicgen-stereo-small").folder == cached
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])

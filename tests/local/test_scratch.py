@@ -1,6 +1,7 @@
 """A folder for temporary files that cannot be used is the machine's fault: what needs it waits until it is mended."""
 
 import asyncio
+import shutil
 import sqlite3
 import sys
 from contextlib import suppress
@@ -15,14 +16,17 @@ from domain.datasets import DATASETS, Dataset
 from domain.errors import UnavailableError
 from domain.events import Erased
 from domain.events.datasets import DatasetStarted
+from domain.models import NANO
 from domain.ports import View
 from domain.trainings import TRAININGS, Training
 from tests.conditions import eventually
+from tests.hub import COMMIT
 from tests.local import test_trainings
 from tests.local.parts import Parts, stop
 from tests.local.test_datasets import builder, built, create, exported, reactions, said, settled, song
 from tests.local.test_training import SMALL, write_pairs
 from workers.dataset_archive import Archive
+from workers.engines.checkpoints import resolve
 from workers.scratch import LEAST_FREE, check, scratch
 
 D = TypeVar("D", Dataset, Training)
@@ -153,6 +157,33 @@ async def test_a_disk_that_fills_while_a_training_runs_costs_it_no_attempt(
         waiting = await given_back(parts, TRAININGS, answer.json()["training_id"])
     assert (waiting.status, waiting.failures) == ("queued", 0)
     assert "File too large" in (waiting.error or "")
+
+
+async def test_a_base_model_that_cannot_be_loaded_costs_a_training_no_attempt(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the hub whose weights are damaged on this machine."""
+    name = "facebook/musicgen-small"
+    repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    folder = repository / "snapshots" / COMMIT
+    shutil.copytree(resolve(NANO.id).folder or "", folder)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    data = write_pairs(tmp_path / "data", model=name)
+    asked = {"dataset_id": "d1", "method": "sft", "adapter_name": "jazz", "adapter_version": "1.0.0", "config": SMALL}
+    await parts.journal.append(
+        replace(CREATED, dataset_id="d1", kind="preference", request_digest=None),
+        DatasetStarted(dataset_id="d1", attempt=1, worker_id="gone"),
+        replace(BUILT, dataset_id="d1", items="datasets/d1/list.jsonl"),
+    )
+    assert await parts.host.caught_up(10)
+    ident = (await parts.http.post("/trainings", json=asked)).json()["training_id"]
+    async with test_trainings.trainers(parts, data):
+        waiting = await given_back(parts, TRAININGS, ident)
+    assert (waiting.status, waiting.failures) == ("queued", 0)
+    assert f"The worker is broken: Model {name} cannot be loaded" in (waiting.error or "")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -18,6 +18,7 @@ import torch
 from domain.lora import WEIGHTS
 from domain.models import NANO, NOISE
 from tests import dataset
+from tests.contract.conftest import too_many_files
 from tests.dataset import Sound
 from workers import adapter_files
 from workers.engine import Adapter, Clip, EngineRequest, Take
@@ -28,6 +29,9 @@ from workers.training.checkpoint import load
 from workers.training.codes import Codes
 from workers.training.config import config
 from workers.training.errors import Stopped, TrainingError
+from workers.training.examples import read
+from workers.training.examples import sound as hear
+from workers.training.network import Network
 from workers.training.objectives import Sft
 from workers.training.result import RESULT, Result
 from workers.training.run import Point, Training
@@ -288,6 +292,29 @@ def test_a_damaged_checkpoint_is_named(data: Path, cache: Path, tmp_path: Path) 
     (tmp_path / FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{broken")
     with pytest.raises(TrainingError, match=r"is damaged.*Delete it to begin again"):
         training(data, tmp_path, cache).run()
+
+
+def test_what_the_disk_does_not_give_is_the_machines_fault(data: Path, cache: Path, tmp_path: Path) -> None:
+    stopped = training(data, tmp_path, cache, is_stopped=(tmp_path / FILE).exists, checkpoint_seconds=0.0)
+    assert stopped.run().status == "stopped"
+    examples = read(data)
+    with too_many_files():
+        for reading in (
+            lambda: load(tmp_path),
+            lambda: read(data),
+            lambda: hear(examples.folder, examples.clips[0], NOISE.sample_rate, NOISE.channels),
+        ):
+            with pytest.raises(TrainingError, match=r"cannot be read: .* Mend the disk and try again") as error:
+                reading()
+            assert error.value.transient
+    assert training(data, tmp_path, cache).run().status == "completed"
+
+
+def test_a_base_model_that_cannot_be_loaded_is_the_machines_fault(tmp_path: Path) -> None:
+    for model, device in ((Checkpoint(model=NOISE, folder=tmp_path), "cpu"), (Checkpoint(model=NOISE), "cuda:99")):
+        with pytest.raises(TrainingError, match=f"Model {NOISE.id} cannot be loaded: ") as error:
+            Network(model, device)
+        assert error.value.transient
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -78,7 +78,8 @@ class Config(Struct):
 def resolve(name: str) -> Checkpoint:
     """Finds the built-in model, the folder, or the hub model in the local cache. Uses no network.
 
-    Raises EngineError if there is no such model, or its files are incomplete or unsupported.
+    Raises EngineError if there is no such model, or its files are incomplete or unsupported, and a transient one where
+    the disk does not give them.
     """
     for checkpoint in BUILT_IN:
         if name == checkpoint.model.id:
@@ -110,7 +111,7 @@ def _local(name: str, folder: Path) -> Checkpoint:
             with path.open("rb") as file:
                 digest.update(file_digest(file, "sha256").digest())
     except OSError as error:
-        raise EngineError(f"Model {name} cannot be read: {brief(error)}. {way_out}") from error
+        raise EngineError(f"Model {name} cannot be read: {brief(error)}. {way_out}", transient=True) from error
     revision = digest.hexdigest()
     model = replace(checkpoint.model, id=f"{checkpoint.model.id}@{revision[:12]}", revision=revision)
     return replace(checkpoint, model=model)
@@ -122,6 +123,8 @@ def _cached(name: str) -> Checkpoint:
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[*DESCRIPTION]))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise EngineError(f"Model {name} is not on this machine. {way_out}") from error
+    except OSError as error:
+        raise EngineError(f"Model {name} cannot be read: {brief(error)}. {way_out}", transient=True) from error
     checkpoint = _read(name, folder, name, way_out)
     return replace(checkpoint, model=replace(checkpoint.model, revision=folder.name))
 
@@ -169,7 +172,8 @@ def read_config(name: str, path: Path, way_out: str) -> Config:
     except FileNotFoundError as error:
         raise EngineError(f"Model {name} has no config.json in {path.parent}. {way_out}".rstrip()) from error
     except (msgspec.DecodeError, OSError) as error:
-        raise EngineError(f"Model {name} has a broken config.json: {brief(error)}. {way_out}".rstrip()) from error
+        said = f"Model {name} has a broken config.json: {brief(error)}. {way_out}".rstrip()
+        raise EngineError(said, transient=isinstance(error, OSError)) from error
     if config.model_type not in KINDS:
         raise EngineError(
             f"Model {name} is of type {config.model_type}; only musicgen models can be loaded, and "

@@ -172,6 +172,5 @@ def _decoded(name: str, path: Path, way_out: str, kind: type[T]) -> T:
     except FileNotFoundError as error:
         raise EngineError(f"Model {name} has no {path.name} in {path.parent}. {way_out}") from error
     except (msgspec.DecodeError, OSError) as error:
-        raise EngineError(
-            f"Model {name} has a broken {path.name} in {path.parent}: {brief(error)}. {way_out}"
-        ) from error
+        said = f"Model {name} has a broken {path.name} in {path.parent}: {brief(error)}. {way_out}"
+        raise EngineError(said, transient=isinstance(error, OSError)) from error

@@ -39,4 +39,5 @@ def _shards(name: str, index: Path, way_out: str) -> set[str]:
     try:
         return set(msgspec.json.decode(index.read_bytes(), type=ShardIndex).weight_map.values())
     except (msgspec.DecodeError, OSError) as error:
-        raise EngineError(f"Model {name} has a broken {index.name}: {brief(error)}. {way_out}") from error
+        said = f"Model {name} has a broken {index.name}: {brief(error)}. {way_out}"
+        raise EngineError(said, transient=isinstance(error, OSError)) from error

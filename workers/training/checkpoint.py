@@ -46,7 +46,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """None where there is none. Raises TrainingError for a file that is damaged."""
+    """None where there is none. Raises TrainingError for a file that is damaged, a transient one where the disk does
+    not give it.
+    """
     path = folder / FILE
     if not path.exists():
         return None
@@ -55,7 +57,9 @@ def load(folder: Path) -> Checkpoint | None:
             about: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Checkpoint(standing=msgspec.json.decode(about[ABOUT], type=Standing), tensors=tensors)
-    except (OSError, SafetensorError, KeyError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error}. Mend the disk and try again.", transient=True) from None
+    except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
         raise TrainingError(
             f"{path} is damaged: {error}. Delete it to begin again, or name another folder with --output."
         ) from None

@@ -2,6 +2,7 @@
 checked before it is used, and the rows that cannot be used are left out by name.
 """
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
@@ -25,6 +26,8 @@ LARGEST_AUDIO: Final = 200_000_000  # bytes
 LARGEST_METADATA: Final = 1_000_000_000
 WELL_RATED: Final = 4.0
 NAMED: Final = 5
+# Of a name that leads to no file, whatever the disk does.
+NO_FILE: Final = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 SAFE: Final = re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[^/\\\0][^\\\0]{0,500}")
 
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=10_000)]
@@ -140,7 +143,9 @@ def base_model(examples: Examples) -> str:
 
 
 def sound(folder: Path, clip: Clip, sample_rate: int, channels: int) -> NDArray[np.float32]:
-    """`[channels, samples]`. Raises ValueError saying what is wrong with the file."""
+    """`[channels, samples]`. Raises ValueError saying what is wrong with the file, and TrainingError where the disk
+    does not give it.
+    """
     path = folder / clip.file
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -151,7 +156,9 @@ def sound(folder: Path, clip: Clip, sample_rate: int, channels: int) -> NDArray[
     except FileNotFoundError:
         raise ValueError("is missing") from None
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
+        if error.errno in NO_FILE:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+        raise _unread(path, error) from None
     if clip.sha256 is not None and sha256(data).hexdigest() != clip.sha256:
         raise ValueError("is damaged: its SHA-256 is not the one of the manifest")
     try:
@@ -175,7 +182,9 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise TrainingError(f"There is no {MANIFEST} in {folder}. {way_out}") from None
     except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}. {way_out}") from None
+        if error.errno in NO_FILE:
+            raise TrainingError(f"{path} cannot be read: {error.strerror}. {way_out}") from None
+        raise _unread(path, error) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path} is no manifest: {str(error).rstrip('.')}. {way_out}") from None
     if manifest.format != FORMAT:
@@ -199,7 +208,13 @@ def _rows(folder: Path, split: str, left_out: list[str]) -> Iterator[Row]:
         if split == "train":
             raise TrainingError(f"There is no {path}. Export the dataset again.") from None
     except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}.") from None
+        if error.errno in NO_FILE:
+            raise TrainingError(f"{path} cannot be read: {error.strerror}.") from None
+        raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"{path} cannot be read: {error.strerror}. Mend the disk and try again.", transient=True)
 
 
 def _group(row: Row) -> str:

@@ -33,13 +33,14 @@ class Network:
             raise TrainingError(f"{self.model.id} cannot be trained here; a model of the family musicgen can.")
         try:
             built = noise.build(channels=channels or 1) if checkpoint.folder is None else read(checkpoint.folder)
+            whole: Any = built[0]
+            self._tokenizer: Any = built[1]
+            whole.to(self.device)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise TrainingError(f"Model {checkpoint.model.id} cannot be loaded: {said}.") from error
-        whole: Any = built[0]
-        self._tokenizer: Any = built[1]
+            raise TrainingError(f"Model {checkpoint.model.id} cannot be loaded: {said}.", transient=True) from error
         whole.requires_grad_(False)
-        whole.eval().to(self.device)
+        whole.eval()
         self._whole = whole
         self.codec: Any = whole.audio_encoder
         self.decoder: Any = whole.decoder

@@ -171,6 +171,8 @@ def _carried_out(order: Order, is_stopped: Any) -> Said:
         try:
             model = resolve(order.base_model or base_model(read(data)))
         except EngineError as error:
+            if error.transient:
+                raise TrainingError(str(error), transient=True) from error
             raise TrainingError(f"{error} Get the model here, then ask for the training again.") from error
         result = Training(
             chosen,
