@@ -365,6 +365,25 @@ def test_takes_that_begin_again_while_their_audio_is_made_come_out_the_same(monk
     assert all(np.array_equal(pcm, made[name]) for name, pcm in whole.items())
 
 
+def test_a_piece_of_audio_for_which_memory_runs_out_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of three, when all of the take is decoded."""
+    asked = request("a", 1, duration=12.0)
+    whole = sing(engine(2), asked)["a", 0]
+    small = engine(2)
+    layer = small.network.audio_encoder.decoder.layers[-1]
+    forward, pieces = layer.forward, count(1)
+
+    def hungry(piece: torch.Tensor) -> torch.Tensor:
+        if next(pieces) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        made: torch.Tensor = forward(piece)
+        return made
+
+    monkeypatch.setattr(layer, "forward", hungry)
+    assert np.array_equal(sing(small, asked)["a", 0], whole)
+    assert (small.capacity, next(pieces)) == (1, 5)
+
+
 def test_numbers_that_are_not_finite_end_one_request_and_leave_nothing_behind(loaded: MusicgenEngine) -> None:
     before = sing(loaded, request("b", 7))["b", 0]
     loaded.admit(request("a", 1))

@@ -50,9 +50,9 @@ class Rendering:
 
     def render(self, codes: torch.Tensor) -> None:
         """Makes the next piece. `codes` are `[codebooks, frames]` from `kept_from` to `needs`. Raises EngineError for
-        numbers that are not finite.
+        numbers that are not finite. After an error, which may be for want of memory, the piece can be made again.
         """
-        hidden = self._hear(codes)
+        hidden, heard, state = self._hear(codes)
         end = min(self._done + CHUNK, self.frames)
         first = max(0, self._done - CONTEXT)
         piece = hidden[..., first - self._start : end + CONTEXT - self._start]
@@ -66,24 +66,25 @@ class Rendering:
         start = self._done * self._hop
         place = self.pcm[:, start : start + length]
         place[:] = sound[:, : place.shape[1]]
-        self._done = end
+        self._done, self._heard, self._state = end, heard, state
         keep = max(0, end - CONTEXT)
         self._hidden, self._start = hidden[..., keep - self._start :], keep
 
-    def _hear(self, codes: torch.Tensor) -> torch.Tensor:
-        """Takes the frames up to CONTEXT behind the piece through the first two layers."""
+    def _hear(self, codes: torch.Tensor) -> tuple[torch.Tensor, int, Any]:
+        """Takes the frames up to CONTEXT behind the piece through the first two layers. Their outcome, where it ends,
+        and the state of the recurrent layer there.
+        """
         end = min(self._done + CHUNK + CONTEXT, self.frames)
         if self._hidden is not None and end <= self._heard:
-            return self._hidden
+            return self._hidden, self._heard, self._state
         first = self.kept_from
         channels = torch.stack([codes[channel :: self._channels] for channel in range(self._channels)], dim=1)
         widen, recur = self._network.decoder.layers[:2]
         wide = widen(self._network.quantizer.decode(channels))[..., self._heard - first : end - first]
         flow = wide.permute(2, 0, 1)
-        out, self._state = recur.lstm(flow, self._state)
+        out, state = recur.lstm(flow, self._state)
         heard = (out + flow).permute(1, 2, 0)
-        self._heard = end
-        return heard if self._hidden is None else torch.cat([self._hidden, heard], dim=-1)
+        return heard if self._hidden is None else torch.cat([self._hidden, heard], dim=-1), end, state
 
     def finished(self) -> NDArray[np.float32]:
         """Within full scale."""
