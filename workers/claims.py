@@ -286,7 +286,7 @@ class Claims(Generic[C]):
     async def _run(self, run: Run[C]) -> None:
         """Until the attempt is over for any reason; cancelled, the attempt goes back to the queue."""
         claimed, is_stopping = run.claimed, False
-        task = run.task = asyncio.create_task(self._perform(run))
+        task = run.begin(self._perform(run))
         try:
             await asyncio.wait({task})
             if not task.cancelled():

@@ -1,7 +1,7 @@
 """The work on one kind of thing, as claims ask for it: generation is one, training and dataset building are others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from domain.correlation import Correlation
@@ -53,7 +53,7 @@ class Run(Generic[C]):
     def __init__(self, claimed: C, append: Callable[[Event], Awaitable[None]]) -> None:
         self.claimed = claimed
         self.current = claimed
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._append = append
 
     @property
@@ -64,10 +64,17 @@ class Run(Generic[C]):
         """Returns once the event is folded."""
         await self._append(event)
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Cancelled at once where the thing was taken away since it was claimed."""
+        self._task = asyncio.create_task(work)
+        if not self.is_held:
+            self.stop()
+        return self._task
+
     def stop(self) -> None:
         """Once: a second cancel would break into the clean-up that the first one set off."""
-        if self.task is not None and not self.task.cancelling():
-            self.task.cancel()
+        if self._task is not None and not self._task.cancelling():
+            self._task.cancel()
 
 
 class Trade(Protocol[C]):

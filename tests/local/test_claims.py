@@ -10,13 +10,15 @@ import pytest
 from domain.errors import UnavailableError
 from domain.events import timestamp
 from domain.events.jobs import JobAttemptFailed, JobCancelRequested, JobStarted
+from domain.jobs import Job
 from domain.ports import Message, Position
 from tests import audit
 from tests.conditions import eventually
 from tests.local.engine import ScriptedEngine, out_of_memory
 from tests.local.parts import LEASE, Parts, stop
+from workers.claims import Claims
 from workers.engine import Clip, EngineError, EngineRequest, Progress
-from workers.trade import BrokenError
+from workers.trade import BrokenError, Run
 
 
 class ManyAtOnce(ScriptedEngine):
@@ -293,6 +295,28 @@ async def test_a_job_that_lost_two_workers_is_run_alone(parts: Parts) -> None:
         engine.release()
         for name in ("bad", "j1", "j2"):
             await parts.when(name, "completed")
+
+
+async def test_a_cancel_that_comes_between_a_claim_and_its_attempt_is_heeded(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Claims._run
+
+    async def cancelled_first(self: Claims[Job], claimed: Run[Job]) -> None:
+        await parts.journal.append(JobCancelRequested(job_id="j1"))
+
+        async def is_over() -> bool:
+            return not claimed.is_held
+
+        await eventually(is_over)
+        await run(self, claimed)
+
+    monkeypatch.setattr(Claims, "_run", cancelled_first)
+    engine = ScriptedEngine()
+    async with parts.working(engine):
+        await parts.submit("j1", seeds=[1])
+        await parts.when("j1", "cancelled")
+    assert engine.requests == []
 
 
 @pytest.mark.parametrize("has_landed", [False, True])
