@@ -17,10 +17,14 @@ LEAST_FREE: Final = 50_000_000
 DISK: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 
 
+class ScratchError(UnavailableError):
+    """The disk refuses, so that waiting for a server would be in vain."""
+
+
 @contextmanager
 def scratch(folder: Path | None) -> Iterator[None]:
-    """Makes the folder, None for the system's own. Raises UnavailableError in place of what a full or missing disk
-    raises, here and inside.
+    """Makes the folder, None for the system's own. Raises ScratchError in place of what a full or missing disk raises,
+    here and inside.
     """
     try:
         if folder is not None:
@@ -39,13 +43,13 @@ def scratch(folder: Path | None) -> Iterator[None]:
 
 
 def check(folder: Path | None) -> None:
-    """Raises UnavailableError where there is no room for temporary files."""
+    """Raises ScratchError where there is no room for temporary files."""
     if folder is None:
         return
     with scratch(folder):
         free = shutil.disk_usage(folder).free
     if free < LEAST_FREE:
-        raise UnavailableError(f"{folder} has {free:,} bytes left and needs {LEAST_FREE:,}. Make room there.")
+        raise ScratchError(f"{folder} has {free:,} bytes left and needs {LEAST_FREE:,}. Make room there.")
 
 
 def take(parent: Path) -> tuple[Path, int]:
@@ -90,6 +94,6 @@ def _locked(folder: Path) -> int | None:
     return lock
 
 
-def _unavailable(folder: Path | None, error: Exception) -> UnavailableError:
+def _unavailable(folder: Path | None, error: Exception) -> ScratchError:
     place = folder or "The system's folder for temporary files"
-    return UnavailableError(f"{place} cannot be written to: {error}. Make room there, or mend the folder.")
+    return ScratchError(f"{place} cannot be written to: {error}. Make room there, or mend the folder.")

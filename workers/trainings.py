@@ -35,7 +35,7 @@ from domain.trainings import SAMPLES, TRAININGS, Training, folder
 from workers import adapter_files
 from workers.claims import Claims
 from workers.engines.checkpoints import resolve
-from workers.scratch import check, scratch, sweep, taken
+from workers.scratch import ScratchError, check, scratch, sweep, taken
 from workers.trade import AttemptError, BrokenError, Run
 from workers.training import process
 from workers.training.config import config
@@ -242,9 +242,16 @@ class Learning:
         while not await until_done(partial(self._folded.caught_up, SEEN_SECONDS), WHO):
             logger.warning("Training %s waits for the views to show its dataset.", training.id)
         try:
-            return await until_done(partial(self._datasets.open, training.request.dataset_id, here), WHO)
+            return await until_done(partial(self._opened, training.request.dataset_id, here), WHO)
         except (NotFoundError, ConflictError, DamagedError) as error:
             raise AttemptError(f"{error} Build a dataset, and ask for a training on it.") from error
+
+    async def _opened(self, dataset_id: str, here: Path) -> Path:
+        """Raises BrokenError where the disk has no room, and UnavailableError, which can be waited for."""
+        try:
+            return await self._datasets.open(dataset_id, here)
+        except ScratchError as error:
+            raise BrokenError(str(error)) from error
 
     async def _fetch_checkpoint(self, training: Training, output: Path) -> None:
         """Without one, or with one that is not what was stored, the training begins anew."""

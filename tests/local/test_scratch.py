@@ -135,6 +135,26 @@ async def test_a_training_is_given_back_by_a_trainer_that_has_no_scratch(parts: 
     assert "trainer0 cannot be written to" in (waiting.error or "")
 
 
+async def test_a_training_is_given_back_by_a_trainer_whose_disk_holds_no_copy_of_its_dataset(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await song(parts, "job")
+    await parts.journal.append(said("f1", "job-0", rating=4.0))
+    building = builder(parts)
+    dataset = (await built(parts))["id"]
+    await stop(building)
+    monkeypatch.setattr(
+        "workers.dataset_archive.TABLES", ("PRAGMA max_page_count = 2", *(f"CREATE TABLE t{n} (x)" for n in range(9)))
+    )
+    asked = {"dataset_id": dataset, "method": "sft", "adapter_name": "jazz", "adapter_version": "1.0.0"}
+    ident = (await parts.http.post("/trainings", json=asked)).json()["training_id"]
+    async with test_trainings.trainers(parts):
+        waiting = await given_back(parts, TRAININGS, ident)
+    assert (waiting.status, waiting.failures) == ("queued", 0)
+    assert "The worker is broken: " in (waiting.error or "")
+    assert "database or disk is full" in (waiting.error or "")
+
+
 async def test_a_disk_that_fills_while_a_training_runs_costs_it_no_attempt(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
