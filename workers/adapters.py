@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from functools import partial
 from hashlib import file_digest
+from itertools import count
 from pathlib import Path
 from typing import Final
 

@@ -1,6 +1,4 @@
-"""What a worker does with a training: has it carried out in a process of its own, stores checkpoints, registers the
-adapter.
-"""
+"""A worker has a training carried out in a process of its own, stores its checkpoints, and registers its adapter."""
 
 import asyncio
 import logging
@@ -54,9 +52,7 @@ logger: Final = logging.getLogger(__name__)
 
 class Datasets(Protocol):
     async def open(self, dataset_id: str, place: Path) -> Path:
-        """The dataset as an export's folder, which is put below `place`. Raises NotFoundError, ConflictError for one
-        that is not built, and DamagedError.
-        """
+        """An export below `place`. Raises NotFoundError, DamagedError, and ConflictError before it is built."""
 
 
 class Folded(Protocol):
