@@ -103,7 +103,8 @@ class Connection:
         does not any more, or that says that it is busy. Raises ClientError for what is no URL, and for proxies that
         cannot be used.
         """
-        url = url or os.environ.get("TEXT2SONG_URL") or URL
+        if url is None:
+            url = os.environ.get("TEXT2SONG_URL") or URL
         self._patience = patience
         self._was_there = False
         self._url = url if "://" in url else f"http://{url}"
