@@ -20,7 +20,7 @@ from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import CODEBOOK_DIM, CODEBOOK_SIZE, NUM_CODEBOOKS, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
-from workers.engines.musicgen.nano.evaluation import generate
+from workers.engines.musicgen.nano.evaluation import WORDINGS, generate, worded
 from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE, Signal
 from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, tempo
 from workers.engines.musicgen.nano.language_model import (
@@ -116,6 +116,17 @@ def test_a_dead_code_restarts_from_a_random_latent() -> None:
     for _ in range(260):
         quantiser(latents[torch.randint(2000, (64,))])
     assert quantiser.books[0, 7].abs().max() < 10
+
+
+def test_the_evaluation_names_tempi_in_words_that_training_does_not() -> None:
+    dice = np.random.default_rng(0)
+    trained = {describe(compose(seed), dice) for seed in range(2_000)}
+    for wording in WORDINGS:
+        for song, prompt in worded(wording, 3):
+            named = wording.format(song.tempo)
+            assert named in prompt
+            assert prompt.count(str(song.tempo)) == 1
+            assert not any(f", {named}," in f", {other}," for other in trained), named
 
 
 def train_linear(folder: Path, stop_at: int | None = None) -> list[float]:

@@ -31,6 +31,13 @@ FIRST_SEED: Final = 8_000_000
 NUM_PROMPTS: Final = 200
 NUM_PLOTTED: Final = 20
 AT_ONCE: Final = 8
+# Ways of naming a tempo that are not among those of the training prompts.
+WORDINGS: Final = (
+    "{} beats every minute", "metronome at {}", "clocked at {} bpm", "running at {}BPM", "BPM={}", "its tempo is {}",
+    "{}-bpm groove", "played at {}", "Tempo {}!", "not slower than {} bpm",
+)  # fmt: skip
+WORDED_FIRST_SEED: Final = 8_500_000
+NUM_WORDED: Final = 20
 
 ClipSource = Callable[[int, Song], Signal]
 
@@ -40,26 +47,36 @@ def prompts(count: int) -> list[tuple[Song, str]]:
     return [(song, request(song, np.random.default_rng(song.seed))) for song in songs]
 
 
-def generate_clips(checkpoint: Path, folder: Path, count: int) -> None:
-    """Makes the missing clips, one for each prompt, as `folder/<number>.wav`, on all cores."""
+def worded(wording: str, count: int = NUM_WORDED) -> list[tuple[Song, str]]:
+    """Songs, and prompts that name their tempo in other words than the training prompts do."""
+    songs = [compose(seed) for seed in range(WORDED_FIRST_SEED, WORDED_FIRST_SEED + count)]
+    found = []
+    for song in songs:
+        rng = np.random.default_rng(song.seed)
+        parts = [part for part in request(song, rng).split(", ") if part != f"{song.tempo} bpm"]
+        parts.insert(int(rng.integers(len(parts) + 1)), wording.format(song.tempo))
+        found.append((song, ", ".join(parts)))
+    return found
+
+
+def make_clips(checkpoint: Path, folder: Path, asked: Sequence[str]) -> list[Signal]:
+    """A clip of each prompt. Those that are not yet in the folder are made on all cores."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbered = [(number, prompt) for number, (_, prompt) in enumerate(prompts(count))]
-    missing = [(number, prompt) for number, prompt in numbered if not _path(folder, number).exists()]
+    missing = [(number, prompt) for number, prompt in enumerate(asked) if not _path(folder, number).exists()]
     workers = multiprocessing.cpu_count()
+    parts = [(checkpoint, folder, missing[worker::workers]) for worker in range(workers)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.starmap(
-            _generate_clips, [(checkpoint, folder, missing[worker::workers]) for worker in range(workers)], chunksize=1
-        )
+        pool.starmap(_make_clips, parts, chunksize=1)
+    return [soundfile.read(_path(folder, number), dtype="float32")[0] for number in range(len(asked))]
 
 
-def _generate_clips(checkpoint: Path, folder: Path, numbered: list[tuple[int, str]]) -> None:
+def _make_clips(checkpoint: Path, folder: Path, numbered: list[tuple[int, str]]) -> None:
     torch.set_num_threads(1)
     engine = MusicgenEngine.load(Checkpoint(model=NANO, folder=checkpoint), "cpu")
     for first in range(0, len(numbered), AT_ONCE):
         some = numbered[first : first + AT_ONCE]
-        for (number, _), clip in zip(
-            some, generate(engine, [(prompt, number) for number, prompt in some]), strict=True
-        ):
+        clips = generate(engine, [(prompt, number) for number, prompt in some])
+        for (number, _), clip in zip(some, clips, strict=True):
             soundfile.write(_path(folder, number), clip, SAMPLE_RATE)
 
 
@@ -97,10 +114,14 @@ def evaluate(checkpoint: Path, folder: Path, count: int = NUM_PROMPTS) -> Iterat
     network = engine.network.audio_encoder
     quantiser = codec.quantiser_of(network)
     yield "codec", codec.measure(network, quantiser, codec.render_songs(codec.VALIDATION_FIRST_SEED, 60))
-    generate_clips(checkpoint, folder, count)
-    clips = [soundfile.read(_path(folder, number), dtype="float32")[0] for number in range(count)]
+    clips = make_clips(checkpoint, folder / "prompts", [prompt for _, prompt in examples])
     plot(examples, clips, folder / "clips.png")
     yield "made from prompts", accuracies(judge, examples, lambda number, _: clips[number])
+    for number, wording in enumerate(WORDINGS):
+        otherwise = worded(wording)
+        heard = make_clips(checkpoint, folder / f"wording-{number}", [prompt for _, prompt in otherwise])
+        right = accuracies(judge, otherwise, lambda number, _: heard[number])  # noqa: B023
+        yield f"worded {wording!r}", {"tempo": right["tempo"]}
     yield "floor: another prompt's clip", accuracies(judge, examples, lambda number, _: clips[(number + 1) % count])
     yield "ceiling: the song itself", accuracies(judge, examples, lambda _, song: play(song))
 
