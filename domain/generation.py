@@ -25,7 +25,7 @@ from domain.events.jobs import (
 from domain.events.prompts import PromptAttributes
 from domain.events.webhooks import Kind
 from domain.models import Model, Registry
-from domain.reading import wording
+from domain.reading import with_unit, wording
 from domain.webhooks import KINDS
 
 
@@ -223,6 +223,8 @@ def worded(
 ) -> dict[str, Any]:
     """`model_prompt` and `warnings` of a prompt, as in JobSubmitted; `asked` is the model that the request names."""
     words = wording(text, attributes)
+    if model.tempi:
+        words = with_unit(words)
     warnings = [*models.stand_in_warnings(asked, model), *registry.warnings(model, words)]
     return {"model_prompt": None if words == text else words, "warnings": tuple(warnings)}
 

@@ -11,9 +11,10 @@ from domain.events.prompts import PromptAttributes
 SHOWN: Final = 5
 PUNCTUATION: Final = ",.;:!?()[]\"'"
 TEMPO: Final = re.compile(
-    r"(?<![\d.])(\d{1,4})(?:\.\d+)?[ -]*(?:bpm|beats (?:per|a) minute)|\b(?:bpm|tempo)(?: of|:|=| =)? *(\d{1,4})",
+    r"(?<![\d.])(\d{1,4})(?:\.\d+)?[ -]*(?:bpm|beats (?:per|a) minute)|\b(?:bpm|tempo)(?: of| is|:|=| =)? *(\d{1,4})",
     re.IGNORECASE,
 )
+UNIT: Final = re.compile(r"bpm|beats", re.IGNORECASE)
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -50,6 +51,12 @@ def warnings(model_id: str, reading: Reading) -> list[str]:
     if reading.cut is not None:
         found.append(f"The prompt is too long for {model_id}, which reads nothing from “{reading.cut}” on.")
     return found
+
+
+def with_unit(text: str) -> str:
+    """With a tempo that has no unit, such as “tempo 96”, once more as beats a minute, which models know better."""
+    found = TEMPO.search(text)
+    return f"{text}, {found[2]} bpm" if found and not UNIT.search(text) else text
 
 
 def tempo_warnings(model_id: str, tempi: tuple[int, int], text: str) -> list[str]:

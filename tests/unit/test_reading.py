@@ -4,7 +4,7 @@ import pytest
 
 from domain.events.prompts import PromptAttributes
 from domain.models import NANO, NOISE
-from domain.reading import Reader, Reading, tempo_warnings, warnings, wording
+from domain.reading import Reader, Reading, tempo_warnings, warnings, with_unit, wording
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.nano.songs import MAX_TEMPO, MIN_TEMPO
 from workers.engines.reading import PROMPT_TOKENS, reader
@@ -48,6 +48,7 @@ def test_what_is_left_out_of_a_long_prompt_is_named(read: Reader) -> None:
         ("piano, 70 bpm", []),
         ("techno at 174bpm, drums", [174]),
         ("TEMPO: 65", [65]),
+        ("its tempo is 65", [65]),
         ("tempo of 180, later 180 beats per minute, at last 40 bpm", [180, 40]),
         ("bpm 141, in 4/4", [141]),
         ("69.5 BPM", [69]),
@@ -59,6 +60,21 @@ def test_what_is_left_out_of_a_long_prompt_is_named(read: Reader) -> None:
 def test_a_tempo_that_a_model_does_not_play_is_named(prompt: str, outside: list[int]) -> None:
     said = tempo_warnings("nano", (70, 140), prompt)
     assert said == [f"nano plays 70 to 140 beats a minute, not {', '.join(map(str, outside))}."] * bool(outside)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("its tempo is 96", "its tempo is 96, 96 bpm"),
+        ("Tempo 120! drums", "Tempo 120! drums, 120 bpm"),
+        ("tempo: 96 bpm", "tempo: 96 bpm"),
+        ("BPM=96", "BPM=96"),
+        ("96 beats a minute", "96 beats a minute"),
+        ("a fast tempo, 12 violins", "a fast tempo, 12 violins"),
+    ],
+)
+def test_a_tempo_without_its_unit_is_read_with_it(prompt: str, read: str) -> None:
+    assert with_unit(prompt) == read
 
 
 def test_a_prompt_of_many_tempi_has_one_warning() -> None:
