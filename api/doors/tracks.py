@@ -100,9 +100,12 @@ async def generate_track(
     """
     _check(data)
     receipt = await accept(services, GenerationRequest(prompt=data.prompt, duration=data.duration), idempotency_key)
-    async with _until_gone(request) as gone:
-        job = await _ended(services, receipt.id, gone)
-    job = job or await begun(services.journal, services.views, JOBS, receipt, "track")
+    try:
+        async with _until_gone(request) as gone:
+            job = await _ended(services, receipt.id, gone)
+    except UnavailableError:
+        # It was accepted, and without its id the client could only ask for another one.
+        job = await begun(services.journal, services.views, JOBS, receipt, "track")
     headers = {"Location": f"/api/track/{job.id}", **positions.headers(*seen(JOBS, job))}
     match job.status:
         case "completed" if (made := next(samples(job), None)) and not job.is_silent:
@@ -188,24 +191,17 @@ async def _until_gone(request: Request[Any, Any, Any]) -> AsyncIterator["asyncio
             await watching
 
 
-async def _ended(services: Services, job_id: str, gone: "asyncio.Task[None]") -> Job | None:
-    """The job once it has ended or was deleted, or as it is when the wait is over; None if it cannot be read yet."""
+async def _ended(services: Services, job_id: str, gone: "asyncio.Task[None]") -> Job:
+    """The job once it has ended or was deleted, or as it is when the wait is over."""
     loop = asyncio.get_running_loop()
     end = loop.time() + services.track_seconds
     with services.feed.listen(job_id) as heard:
         while True:
-            job = await _read(services, job_id)
-            if (job and (not job.is_open or job.deleted_at)) or loop.time() >= end or gone.done():
+            job = await existing(services.views, JOBS, job_id, "track")
+            if not job.is_open or job.deleted_at or loop.time() >= end or gone.done():
                 return job
-            if job and not await _changes(heard, gone, end - loop.time()):
-                return await _read(services, job_id)
-
-
-async def _read(services: Services, job_id: str) -> Job | None:
-    """None while the log's end has not been read."""
-    with suppress(UnavailableError):
-        return await existing(services.views, JOBS, job_id, "track")
-    return None
+            if not await _changes(heard, gone, end - loop.time()):
+                return await existing(services.views, JOBS, job_id, "track")
 
 
 async def _changes(heard: "asyncio.Queue[Recorded | None]", gone: "asyncio.Task[None]", seconds: float) -> bool:
