@@ -2,10 +2,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from commands.transact import LOCAL, Receipt, Views, append, identify, load, read_back, seen, settle, transact
+from commands.transact import LOCAL, Receipt, Views, append, identify, load, seen, settle, transact
 from domain import feedback as rules
 from domain.envelope import decode
-from domain.errors import NotFoundError
+from domain.errors import NotFoundError, UnavailableError
 from domain.events import Erased
 from domain.events.feedback import SampleSnapshot
 from domain.feedback import FEEDBACK, Feedback, FeedbackRequest, Revision
@@ -42,7 +42,8 @@ async def revise(journal: Journal, views: Views, samples: Samples, feedback_id: 
     """Raises InvalidError, and NotFoundError for feedback that is not there, or was erased before this could land."""
     ends = await journal.log.ends(FEEDBACK.name)
     # What was erased until here is seen to be: what lands between here and the revision is looked through below.
-    await read_back(views, (Position(FEEDBACK.name, number, end - 1) for number, end in ends.items() if end))
+    if not await views.show(Position(FEEDBACK.name, number, end - 1) for number, end in ends.items() if end):
+        raise UnavailableError("The end of the log has not been read yet, and nothing was changed. Send it again.")
     feedback = await find(views, feedback_id)
     if feedback is not None and feedback.other is not None and feedback.other.audio_id == request.preferred_over:
         other: SampleSnapshot | None = feedback.other

@@ -173,6 +173,22 @@ async def test_a_revision_replaces_the_whole_and_keeps_when_it_was_given(parts: 
     assert (again.status_code, again.json(), await records(parts)) == (200, revised, count)
 
 
+async def test_a_revision_where_the_log_cannot_be_read_changes_nothing_and_says_so(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = await make(parts, "j1")
+    given, count = await give(parts, one, rating=4), await records(parts)
+
+    async def late(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(parts.services.tail, "wait", late)
+    answer = await parts.http.put(f"/feedback/{given['id']}", json={"rating": 2})
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert "nothing was changed" in answer.json()["detail"]
+    assert await records(parts) == count
+
+
 async def test_a_revision_does_not_bring_back_what_is_erased_meanwhile(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
