@@ -131,33 +131,18 @@ class _Folding:
             raise group.exceptions[0] from None
 
     def is_met(self, live: Mapping[TopicPartition, int]) -> bool:
-        return all(live.get(partition, 0) >= at for partition, at in self._at.items())
+        return _has_reached(live, self._at)
 
     async def meet(self, store: ReadStore) -> bool:
         """Waits until the live views have been folded as far; False when nobody seems to fold them."""
-        before, moved = None, time.monotonic()
-        while not self.is_met(live := await until_done(store.watermarks, WHO)):
-            if live != before:
-                before, moved = live, time.monotonic()
-            if time.monotonic() - moved > IDLE_SECONDS:
-                return False
-            await asyncio.sleep(MEETING_SECONDS)
-        return True
+        return self.is_met(await _watched(store, self._at, IDLE_SECONDS))
 
     async def settle(self, store: ReadStore) -> dict[TopicPartition, int]:
         """How far the live views are folded, once the saves that had begun have ended, while none begins.
 
         A save shows its documents before it says how far it has come: to switch in between would take them back.
         """
-        ends, live, moved = await until_done(self.ends, WHO), None, time.monotonic()
-        while True:
-            found = await until_done(store.watermarks, WHO)
-            if found != live:
-                live, moved = found, time.monotonic()
-            is_all = all(found.get(partition, 0) >= end for partition, end in ends.items())
-            if is_all or time.monotonic() - moved > SETTLING_SECONDS:
-                return found
-            await asyncio.sleep(MEETING_SECONDS)
+        return await _watched(store, await until_done(self.ends, WHO), SETTLING_SECONDS)
 
     async def _fold(self, partition: TopicPartition, turns: asyncio.Semaphore) -> None:
         async with turns:
@@ -169,6 +154,22 @@ class _Folding:
                 await until_done(fold, WHO)
                 self._at |= batch.reached
                 self._progress(Progress(sum(self._at.values()), sum(self._goal.values())))
+
+
+async def _watched(store: ReadStore, goal: Mapping[TopicPartition, int], patience: float) -> dict[TopicPartition, int]:
+    """How far the views are folded, once that is the goal, or they have stood still for so many seconds."""
+    live, moved = None, time.monotonic()
+    while True:
+        found = await until_done(store.watermarks, WHO)
+        if found != live:
+            live, moved = found, time.monotonic()
+        if _has_reached(found, goal) or time.monotonic() - moved > patience:
+            return found
+        await asyncio.sleep(MEETING_SECONDS)
+
+
+def _has_reached(live: Mapping[TopicPartition, int], goal: Mapping[TopicPartition, int]) -> bool:
+    return all(live.get(partition, 0) >= end for partition, end in goal.items())
 
 
 class _Draft:
