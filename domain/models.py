@@ -306,19 +306,19 @@ class Registry:
         """The model to generate with, None meaning the active one. Raises InvalidError for any that is not loaded, and
         UnavailableError for the active one while no worker has said what it takes.
         """
-        if self._away is not None and model_id in {None, self._away}:
-            raise UnavailableError(
-                f"The active model {self._away} has no worker just now. Start one with TEXT2SONG_MODEL, ask again when "
-                "it is back, name another model_id, or activate another model (PATCH /models/active)."
-            )
-        if model_id is None or (model_id == self.active.id and self._away is None):
+        active = self._away or self.active.id
+        if model_id is None or model_id == active:
+            if self._away:
+                raise UnavailableError(
+                    f"The active model {active} has no worker just now. Start one with TEXT2SONG_MODEL, ask again when "
+                    "it is back, name another model_id, or activate another model (PATCH /models/active)."
+                )
             return self.active
         model = self.find(model_id)
         if model is None and is_stood_in_for(model_id):
             return self._stand_in(model_id)
         if model is not None and model_id in self.workers:
             return model
-        active = self._away or self.active.id
         if model is not None:
             detail = (
                 f"Model {model_id} is not active; the active model is {active}, and no worker has the other "
