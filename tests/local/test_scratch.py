@@ -120,12 +120,18 @@ async def test_exports_and_erasures_wait_for_scratch(parts: Parts, broken: Path)
     await stop(reacting)
 
 
-async def test_a_training_is_given_back_by_a_trainer_that_has_no_scratch(parts: Parts) -> None:
+async def dataset_of_one(parts: Parts) -> str:
+    """The id of one that is built."""
     await song(parts, "job")
     await parts.journal.append(said("f1", "job-0", rating=4.0))
     building = builder(parts)
-    dataset = (await built(parts))["id"]
+    dataset = str((await built(parts))["id"])
     await stop(building)
+    return dataset
+
+
+async def test_a_training_is_given_back_by_a_trainer_that_has_no_scratch(parts: Parts) -> None:
+    dataset = await dataset_of_one(parts)
     (parts.folder / "trainer0").write_text("in the way")
     asked = {"dataset_id": dataset, "method": "sft", "adapter_name": "jazz", "adapter_version": "1.0.0"}
     ident = (await parts.http.post("/trainings", json=asked)).json()["training_id"]
@@ -138,11 +144,7 @@ async def test_a_training_is_given_back_by_a_trainer_that_has_no_scratch(parts: 
 async def test_a_training_is_given_back_by_a_trainer_whose_disk_holds_no_copy_of_its_dataset(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await song(parts, "job")
-    await parts.journal.append(said("f1", "job-0", rating=4.0))
-    building = builder(parts)
-    dataset = (await built(parts))["id"]
-    await stop(building)
+    dataset = await dataset_of_one(parts)
     monkeypatch.setattr(
         "workers.dataset_archive.TABLES", ("PRAGMA max_page_count = 2", *(f"CREATE TABLE t{n} (x)" for n in range(9)))
     )
