@@ -21,17 +21,32 @@ from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import CODEBOOK_DIM, CODEBOOK_SIZE, NUM_CODEBOOKS, Quantiser
 from workers.engines.musicgen.nano.descriptions import describe, request
 from workers.engines.musicgen.nano.evaluation import WORDINGS, generate, worded
+from workers.engines.musicgen.nano.heads import ATTRIBUTES, BARS, PROMPTED, AuxiliaryHeads
 from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE, Signal
-from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, tempo
+from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, section_likeness, tempo
 from workers.engines.musicgen.nano.language_model import (
     IGNORE_INDEX,
+    PIECE_FRAMES,
     apply_delay_pattern,
+    build_model,
     codebook_losses,
     encode_text,
     forward,
+    start_from,
+    with_wrong_pieces,
 )
 from workers.engines.musicgen.nano.run import Run
-from workers.engines.musicgen.nano.songs import EIGHTH_FRAMES, STYLES, Song, compose, play
+from workers.engines.musicgen.nano.songs import (
+    BARS_PER_SECTION,
+    BEATS_PER_BAR,
+    EIGHTH_FRAMES,
+    LEADS,
+    MODES,
+    STYLES,
+    Song,
+    compose,
+    play,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +61,16 @@ def test_a_seed_always_gives_the_same_song() -> None:
     assert audio.shape == (2 * SAMPLE_RATE,)
     assert 0.1 < np.abs(audio).max() < 0.95
     assert not np.array_equal(play(compose(6), 2.0), audio)
+
+
+def test_the_first_section_of_a_song_returns_after_another() -> None:
+    """AABA: the fourth section is the first once more, which the judge hears too."""
+    for song in [compose(seed) for seed in UNSEEN_SEEDS[:4]]:
+        size = song.eighth_frames * SAMPLE_RATE // FRAME_RATE * 2 * BEATS_PER_BAR * BARS_PER_SECTION
+        sections = np.split(play(song, 4 * size / SAMPLE_RATE), 4)
+        returned, contrast = section_likeness(np.concatenate(sections[:3]), song)
+        assert returned > 0.9 > contrast, song
+        assert section_likeness(np.concatenate([sections[3], sections[1], sections[2]]), song)[0] > 0.9, song
 
 
 def test_the_judge_recognises_the_tempo_of_songs() -> None:
@@ -92,6 +117,68 @@ def test_the_delay_pattern_delays_codebook_k_by_k_steps_and_inputs_are_labels_on
     padded = torch.where(labels == IGNORE_INDEX, CODEBOOK_SIZE, labels)
     assert (input_ids.view(2, NUM_CODEBOOKS, -1)[..., 1:] == padded[..., :-1]).all()
     assert (input_ids.view(2, NUM_CODEBOOKS, -1)[..., 0] == CODEBOOK_SIZE).all()
+
+
+def test_the_codes_that_the_decoder_hears_have_pieces_of_another_clip_in_half_of_the_clips() -> None:
+    torch.manual_seed(0)
+    codes = torch.arange(64)[:, None, None].expand(-1, NUM_CODEBOOKS, 205)
+    heard = with_wrong_pieces(codes)
+    wrong = heard != codes
+    assert (heard[wrong] == codes.roll(1, 0)[wrong]).all()
+    assert (wrong == wrong[:, :1]).all(), "all codebooks of a frame are of one clip"
+    assert 0.3 < wrong.any((1, 2)).float().mean() < 0.6
+    assert 0.02 < wrong.float().mean() < 0.2
+    for frame in range(1, 205):
+        if frame % PIECE_FRAMES:
+            assert (wrong[:, 0, frame] == wrong[:, 0, frame - 1]).all()
+
+
+def test_the_heads_are_asked_for_the_place_in_the_form_and_for_the_attributes_in_each_frame() -> None:
+    torch.manual_seed(0)
+    songs = [compose(seed) for seed in UNSEEN_SEEDS[:2]]
+    width = 2 * max(EIGHTH_FRAMES) + BEATS_PER_BAR + BARS
+    heads = AuxiliaryHeads(width)
+    states = torch.zeros(2, 1500, width)
+    for clip, song in enumerate(songs):
+        for frame in range(1500):
+            beat, place = divmod(frame, 2 * song.eighth_frames)
+            bar, beat = divmod(beat, BEATS_PER_BAR)
+            known = (place, 2 * max(EIGHTH_FRAMES) + beat, 2 * max(EIGHTH_FRAMES) + BEATS_PER_BAR + bar % BARS)
+            states[clip, frame, list(known)] = 1
+    first = 0
+    for head in (heads.frame, heads.beat, heads.bar):
+        torch.nn.init.zeros_(head.weight)
+        head.weight.data[:, first : first + head.out_features] = 50 * torch.eye(head.out_features)
+        first += head.out_features
+    assert heads.position_loss(states, songs) < 1e-6
+    assert heads.position_loss(states.roll(1, 1), songs) > 10
+    for head in [*heads.frames.values(), heads.key]:
+        torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    sizes = [len(ATTRIBUTES[name]) for name in PROMPTED]
+    for has_codes in (False, True):
+        chance = float(np.mean(np.log([*sizes, 5] if has_codes else sizes)))
+        assert heads.plan_loss(states, songs, has_codes=has_codes).item() == pytest.approx(chance, rel=1e-5)
+    with torch.no_grad():
+        heads.frames["lead"].bias[LEADS.index(songs[0].lead)] = 50
+        heads.frames["mode"].bias[MODES.index(songs[0].mode)] = 50
+    told = heads.plan_loss(states[:1], songs[:1], has_codes=False).item()
+    assert told == pytest.approx(np.log([len(STYLES), 2]).sum() / len(sizes), rel=1e-4)
+
+
+def test_training_that_starts_from_a_checkpoint_keeps_its_weights_and_the_words_that_it_knows(network: Any) -> None:
+    folder = resolve(NANO.id).folder
+    fresh, tokenizer = build_model(codec.quantiser_of(network.audio_encoder).books)
+    old = AutoTokenizer.from_pretrained(folder).get_vocab()
+    tokenizer.add_tokens(["zither"])
+    fresh.text_encoder.resize_token_embeddings(len(tokenizer))
+    start_from(fresh, tokenizer, folder)
+    table, before = (each.text_encoder.get_input_embeddings().weight for each in (fresh, network))
+    for word in ("piano", "minor", "96", words.EOS):
+        row = tokenizer.convert_tokens_to_ids(word)
+        assert (table[row] == before[old[word]]).all(), word
+    assert table[tokenizer.convert_tokens_to_ids("zither")].abs().sum() > 0
+    own, wanted = fresh.decoder.state_dict(), network.decoder.state_dict()
+    assert all((own[name] == value).all() for name, value in wanted.items())
 
 
 def test_each_codebook_quantises_the_residual_of_the_ones_before() -> None:

@@ -5,9 +5,10 @@ If it is stopped, the next run keeps the clips that are already made.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +24,17 @@ from workers.engines.checkpoints import Checkpoint
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.nano import codec
 from workers.engines.musicgen.nano.descriptions import request
-from workers.engines.musicgen.nano.instruments import SAMPLE_RATE, Signal
-from workers.engines.musicgen.nano.judge import Judge, correct_attributes
-from workers.engines.musicgen.nano.songs import CLIP_SECONDS, Song, compose, play
+from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE, Signal
+from workers.engines.musicgen.nano.judge import Judge, correct_attributes, section_likeness
+from workers.engines.musicgen.nano.songs import (
+    BARS_PER_SECTION,
+    BEATS_PER_BAR,
+    CLIP_SECONDS,
+    WINDOW_SECONDS,
+    Song,
+    compose,
+    play,
+)
 
 FIRST_SEED: Final = 8_000_000
 NUM_PROMPTS: Final = 200
@@ -38,6 +47,8 @@ WORDINGS: Final = (
 )  # fmt: skip
 WORDED_FIRST_SEED: Final = 8_500_000
 NUM_WORDED: Final = 20
+FORM_FIRST_SEED: Final = 8_600_000
+NUM_FORMS: Final = 40
 
 ClipSource = Callable[[int, Song], Signal]
 
@@ -59,23 +70,31 @@ def worded(wording: str, count: int = NUM_WORDED) -> list[tuple[Song, str]]:
     return found
 
 
-def make_clips(checkpoint: Path, folder: Path, asked: Sequence[str]) -> list[Signal]:
+def long_prompts(count: int = NUM_FORMS) -> list[tuple[Song, str]]:
+    """Songs of which twelve bars fit into a window."""
+    bars = 3 * BARS_PER_SECTION
+    songs = (compose(seed) for seed in itertools.count(FORM_FIRST_SEED))
+    fitting = (song for song in songs if 2 * BEATS_PER_BAR * bars * song.eighth_frames <= WINDOW_SECONDS * FRAME_RATE)
+    return [(song, request(song, np.random.default_rng(song.seed))) for song in itertools.islice(fitting, count)]
+
+
+def make_clips(checkpoint: Path, folder: Path, asked: Sequence[str], seconds: float = CLIP_SECONDS) -> list[Signal]:
     """A clip of each prompt. Those that are not yet in the folder are made on all cores."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [(number, prompt) for number, prompt in enumerate(asked) if not _path(folder, number).exists()]
     workers = multiprocessing.cpu_count()
-    parts = [(checkpoint, folder, missing[worker::workers]) for worker in range(workers)]
+    parts = [(checkpoint, folder, missing[worker::workers], seconds) for worker in range(workers)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.starmap(_make_clips, parts, chunksize=1)
     return [soundfile.read(_path(folder, number), dtype="float32")[0] for number in range(len(asked))]
 
 
-def _make_clips(checkpoint: Path, folder: Path, numbered: list[tuple[int, str]]) -> None:
+def _make_clips(checkpoint: Path, folder: Path, numbered: list[tuple[int, str]], seconds: float) -> None:
     torch.set_num_threads(1)
     engine = MusicgenEngine.load(Checkpoint(model=NANO, folder=checkpoint), "cpu")
     for first in range(0, len(numbered), AT_ONCE):
         some = numbered[first : first + AT_ONCE]
-        clips = generate(engine, [(prompt, number) for number, prompt in some])
+        clips = generate(engine, [(prompt, number) for number, prompt in some], seconds)
         for (number, _), clip in zip(some, clips, strict=True):
             soundfile.write(_path(folder, number), clip, SAMPLE_RATE)
 
@@ -101,6 +120,16 @@ def accuracies(judge: Judge, examples: list[tuple[Song, str]], clip_of: ClipSour
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+def form(pairs: Iterable[tuple[Signal, Song]]) -> dict[str, float]:
+    """The share of clips of which the first section returns in the second and not in the third, and both likenesses."""
+    found = np.array([section_likeness(audio, song) for audio, song in pairs])
+    return {
+        "returns": float((found[:, 0] > found[:, 1]).mean()),
+        "likeness of the second": float(found[:, 0].mean()),
+        "likeness of the third": float(found[:, 1].mean()),
+    }
+
+
 def evaluate(checkpoint: Path, folder: Path, count: int = NUM_PROMPTS) -> Iterator[tuple[str, dict[str, float]]]:
     judge = Judge.load_or_train(folder / "judge.pt")
     examples = prompts(count)
@@ -122,6 +151,10 @@ def evaluate(checkpoint: Path, folder: Path, count: int = NUM_PROMPTS) -> Iterat
         heard = make_clips(checkpoint, folder / f"wording-{number}", [prompt for _, prompt in otherwise])
         right = accuracies(judge, otherwise, lambda number, _: heard[number])  # noqa: B023
         yield f"worded {wording!r}", {"tempo": right["tempo"]}
+    long = long_prompts()
+    heard = make_clips(checkpoint, folder / "long", [prompt for _, prompt in long], WINDOW_SECONDS)
+    yield "AAB in 30 s", form(zip(heard, (song for song, _ in long), strict=True))
+    yield "ceiling of AAB", form((play(song, WINDOW_SECONDS), song) for song, _ in long)
     yield "floor: another prompt's clip", accuracies(judge, examples, lambda number, _: clips[(number + 1) % count])
     yield "ceiling: the song itself", accuracies(judge, examples, lambda _, song: play(song))
 

@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from workers.engines.musicgen.nano.instruments import SAMPLE_RATE, Signal
-from workers.engines.musicgen.nano.songs import LEADS, MAX_TEMPO, MIN_TEMPO, MODES, Song, compose, play
+from workers.engines.musicgen.nano.instruments import FRAME_RATE, SAMPLE_RATE, Signal
+from workers.engines.musicgen.nano.songs import (
+    BARS_PER_SECTION,
+    BEATS_PER_BAR,
+    LEADS,
+    MAX_TEMPO,
+    MIN_TEMPO,
+    MODES,
+    Song,
+    compose,
+    play,
+)
 from workers.engines.musicgen.nano.spectra import pitch_classes, spectrum
 
 HOP_LENGTH: Final = 160
@@ -32,6 +42,8 @@ OPENING_SECONDS: Final = 1.7
 TEMPO_TOLERANCE: Final = 0.05
 # (lag in beats, weight): onsets that repeat after one beat also repeat after two and four, and often after a half.
 LAG_WEIGHTS: Final = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0), (0.5, 0.5))
+# In Hz: where leads and chords are, and the bass is not.
+TUNE: Final = (170, 1500)
 
 
 class Prediction(Struct, frozen=True):
@@ -154,6 +166,19 @@ def correct_attributes(prediction: Prediction, song: Song) -> dict[str, bool]:
     }
 
 
+def section_likeness(audio: Signal, song: Song) -> tuple[float, float]:
+    """How much bars 5 to 8 sound like bars 1 to 4, which they repeat, and like bars 9 to 12, which they do not.
+
+    The audio has to have these twelve bars at the song's tempo. Likeness is the mean cosine of the pitch classes of
+    eighth notes at the same place of two sections.
+    """
+    eighths, size = 2 * BEATS_PER_BAR * BARS_PER_SECTION, song.eighth_frames * SAMPLE_RATE // FRAME_RATE
+    notes = torch.from_numpy(np.ascontiguousarray(audio[: 3 * eighths * size])).view(3 * eighths, size)
+    magnitudes = torch.fft.rfft(notes * torch.hann_window(size)).abs()[..., None]
+    first, second, third = functional.normalize(pitch_classes(magnitudes, *TUNE)[..., 0], dim=1).view(3, eighths, 12)
+    return float((first * second).sum(1).mean()), float((second * third).sum(1).mean())
+
+
 def extract_features(audio: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     """Log levels `[BANDS, frames]`, 25 a second, and chroma `[4, 12]`.
 
@@ -163,7 +188,7 @@ def extract_features(audio: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     levels = levels[:, : levels.shape[1] // 4 * 4].reshape(BANDS, -1, 4).mean(-1)
     levels = (levels - levels.mean()) / (levels.std() + 1e-6)
     magnitudes = spectrum(torch.from_numpy(np.ascontiguousarray(audio)), CHROMA_WINDOW).sqrt()
-    parts = torch.stack([pitch_classes(magnitudes, low, high) for low, high in ((50, 170), (170, 1500))])
+    parts = torch.stack([pitch_classes(magnitudes, low, high) for low, high in ((50, TUNE[0]), TUNE)])
     opening = round(OPENING_SECONDS * SAMPLE_RATE / (CHROMA_WINDOW // 4))
     chroma = torch.cat([parts.sum(-1), parts[..., :opening].sum(-1)])
     return torch.from_numpy(levels).float(), functional.normalize(chroma, dim=1)

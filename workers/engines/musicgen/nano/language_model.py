@@ -7,36 +7,38 @@
 import argparse
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenForConditionalGeneration, T5Config
+from transformers import (
+    AutoTokenizer,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
 
 from workers.engines.musicgen.nano import codec, words
 from workers.engines.musicgen.nano.codec import CODEBOOK_SIZE, NUM_CODEBOOKS, encode_to_codes
 from workers.engines.musicgen.nano.descriptions import describe
+from workers.engines.musicgen.nano.heads import AuxiliaryHeads
 from workers.engines.musicgen.nano.instruments import FRAME_RATE
 from workers.engines.musicgen.nano.run import Run
 from workers.engines.musicgen.nano.songs import (
-    BEATS_PER_BAR,
     CLIP_SECONDS,
-    EIGHTH_FRAMES,
-    LEADS,
     MAX_TEMPO,
     MIN_TEMPO,
-    MODES,
-    STYLES,
+    WINDOW_SECONDS,
     Song,
     compose,
     play,
 )
 
-STEPS: Final = 4_500
-NUM_CLIPS: Final = 5_500
+STEPS: Final = 2_600
+NUM_CLIPS: Final = 3_000
 FIRST_SEED: Final = 1_000_000
 # More songs, of which only the first second is used: it decides most of the attributes that a prompt names.
 NUM_SHORT_CLIPS: Final = 20_000
@@ -45,9 +47,8 @@ SHORT_FRAMES: Final = FRAME_RATE
 SHORT_BATCH_SIZE: Final = 32
 # The codec's encoder looks ahead, so the audio has to be this much longer than the codes.
 LOOKAHEAD_FRAMES: Final = 10
-VALIDATION_CLIPS: Final = 32
+VALIDATION_CLIPS: Final = 24
 CLIPS_PER_FILE: Final = 250
-BATCH_SIZE: Final = 16
 TEXT_DROPOUT: Final = 0.12
 WORD_DROPOUT: Final = 0.02
 LEARNING_RATE: Final = 1.5e-3
@@ -57,24 +58,23 @@ PAD_TOKEN_ID: Final = CODEBOOK_SIZE
 # are lost beside them for a thousand steps and more.
 EMBEDDING_INIT_STD: Final = 0.5
 LM_HEAD_INIT_STD: Final = 0.05
-# Early in the run clips are cropped to their start, which teaches nearly as much in half the time.
-CROP_FRAMES: Final = 250
-CROPPED_STEPS_SHARE: Final = 0.6
+# A step has so many frames, of clips that are cropped to their start, or every third time of whole ones: cropped clips
+# teach nearly as much in a fourth of the time, but not how a song goes on after ten seconds.
+BATCH_FRAMES: Final = 6_000
+CROP_FRAMES: Final = round(CLIP_SECONDS * FRAME_RATE)
+WHOLE_EVERY: Final = 3
 # Frame t has a loss weight of 1 + EARLY_FRAME_WEIGHT / t: the first frames decide most of the attributes that a prompt
 # names, and later frames follow them.
 EARLY_FRAME_WEIGHT: Final = 20.0
 AUXILIARY_LOSS_WEIGHT: Final = 0.3
 AUXILIARY_LAYER: Final = 3
-# The position loss is also taken on so many clips with every code masked: a decoder that counts beats from the prompt
-# and the position alone does not drift.
-MASKED_CLIPS: Final = 4
-ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = {
-    "style": list(STYLES),
-    "lead": list(LEADS),
-    "mode": list(MODES),
-    "drums": [False, True],
-    "eighth_frames": list(EIGHTH_FRAMES),
-}
+# The losses of the heads are also taken on so many frames with every code masked: a decoder that counts beats, and
+# knows its instruments, from the prompt and the position alone does not drift.
+MASKED_FRAMES: Final = 2_000
+# In half of the clips the decoder hears another song's codes in up to this share of the pieces of PIECE_FRAMES: it
+# learns to return to the prompt after codes that do not fit it.
+WRONG_SHARE: Final = 0.4
+PIECE_FRAMES: Final = 10
 
 
 def config(vocab_size: int) -> MusicgenConfig:
@@ -90,8 +90,8 @@ def config(vocab_size: int) -> MusicgenConfig:
             num_hidden_layers=6,
             num_attention_heads=4,
             num_codebooks=NUM_CODEBOOKS,
-            # Ten seconds of frames and the codebooks' delay: later positions are never trained.
-            max_position_embeddings=round(CLIP_SECONDS * FRAME_RATE) + NUM_CODEBOOKS - 1,
+            # The frames of a window and the codebooks' delay: later positions are never trained.
+            max_position_embeddings=round(WINDOW_SECONDS * FRAME_RATE) + NUM_CODEBOOKS - 1,
             pad_token_id=PAD_TOKEN_ID,
             bos_token_id=PAD_TOKEN_ID,
             dropout=0.0,
@@ -149,7 +149,7 @@ def _encode_chunk(chunk: tuple[Path, Path, int, int]) -> None:
     path, codec_weights, first_seed, frames = chunk
     torch.set_num_threads(1)
     network, quantiser = codec.load(codec_weights)
-    seconds = min((frames + LOOKAHEAD_FRAMES) / FRAME_RATE, CLIP_SECONDS)
+    seconds = (frames + LOOKAHEAD_FRAMES) / FRAME_RATE
     seeds = range(first_seed, first_seed + CLIPS_PER_FILE)
     songs = (torch.from_numpy(play(compose(seed), seconds))[None] for seed in seeds)
     codes = [encode_to_codes(network, quantiser, song)[0, :, :frames] for song in songs]
@@ -180,13 +180,20 @@ def encode_text(network: Any, tokenizer: Any, prompts: list[str]) -> tuple[torch
 
 
 def forward(
-    network: Any, codes: torch.Tensor, encoder_hidden_states: torch.Tensor, attention_mask: torch.Tensor
+    network: Any,
+    codes: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    heard: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each code `[clips, NUM_CODEBOOKS, frames]`, and the hidden states of layer AUXILIARY_LAYER.
 
-    The hidden states are `[clips, frames, hidden_size]`; those of a frame depend on earlier frames only.
+    The hidden states are `[clips, frames, hidden_size]`; those of a frame depend on earlier frames only. The decoder
+    hears the codes themselves before each frame, or the codes `heard` of the same shape.
     """
     input_ids, labels = apply_delay_pattern(codes.long())
+    if heard is not None:
+        input_ids, _ = apply_delay_pattern(heard.long())
     frames = codes.shape[2]
     outputs = _run_decoder(network.decoder, input_ids, encoder_hidden_states, attention_mask)
     logits = outputs.logits.float().view(len(codes), NUM_CODEBOOKS, -1, CODEBOOK_SIZE)
@@ -232,42 +239,13 @@ def _run_decoder(
         )
 
 
-class AuxiliaryHeads(torch.nn.Module):
-    """Classifiers for attributes that the code loss barely rewards; their losses train the network too.
-
-    From the text's hidden states they predict the song's attributes: earlier codes already tell most of these, so the
-    text matters only in the first frames, as with "no drums". From the decoder's hidden states they predict the
-    position in the bar: it changes the code loss only in frames where a note begins.
-    """
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.heads = torch.nn.ModuleList(torch.nn.Linear(hidden_size, len(values)) for values in ATTRIBUTES.values())
-        self.frame = torch.nn.Linear(hidden_size, 2 * max(EIGHTH_FRAMES))
-        self.beat = torch.nn.Linear(hidden_size, BEATS_PER_BAR)
-
-    def attribute_loss(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, songs: list[Song]
-    ) -> torch.Tensor:
-        """Mean cross-entropy of the attributes, from the text's hidden states `[songs, tokens, hidden_size]`."""
-        pooled = (hidden_states * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
-        losses = [
-            functional.cross_entropy(head(pooled), torch.tensor([values.index(getattr(song, name)) for song in songs]))
-            for head, (name, values) in zip(self.heads, ATTRIBUTES.items(), strict=True)
-        ]
-        return torch.stack(losses).mean()
-
-    def position_loss(self, hidden_states: torch.Tensor, songs: list[Song]) -> torch.Tensor:
-        """Cross-entropy of each frame's number in its beat, plus that of the beat's number in its bar.
-
-        `hidden_states` are the decoder's, `[songs, frames, hidden_size]`.
-        """
-        frames = torch.arange(hidden_states.shape[1])[None]
-        beat_frames = torch.tensor([2 * song.eighth_frames for song in songs])[:, None]
-        frame_logits, frame_labels = self.frame(hidden_states), frames % beat_frames
-        beat_logits, beat_labels = self.beat(hidden_states), frames // beat_frames % BEATS_PER_BAR
-        frame_loss = functional.cross_entropy(frame_logits.flatten(0, 1), frame_labels.flatten())
-        return frame_loss + functional.cross_entropy(beat_logits.flatten(0, 1), beat_labels.flatten())
+def with_wrong_pieces(codes: torch.Tensor) -> torch.Tensor:
+    """Codes `[clips, NUM_CODEBOOKS, frames]`, in half of the clips with pieces of the clip before."""
+    clips, _, frames = codes.shape
+    shares = WRONG_SHARE * torch.rand(clips, 1) * (torch.rand(clips, 1) < 0.5)
+    pieces = torch.rand(clips, -(-frames // PIECE_FRAMES)) < shares
+    wrong = pieces.repeat_interleave(PIECE_FRAMES, 1)[:, None, :frames]
+    return torch.where(wrong, codes.roll(1, 0), codes)
 
 
 def training_losses(
@@ -280,16 +258,24 @@ def training_losses(
     songs = [song for song, _ in examples]
     text_states, attention_mask = encode_text(network, tokenizer, [prompt for _, prompt in examples])
     keep_text = torch.rand(len(examples)) > TEXT_DROPOUT
-    code_losses, decoder_states = forward(network, codes, text_states * keep_text[:, None, None], attention_mask)
-    frame_weights = 1 + EARLY_FRAME_WEIGHT / torch.arange(1, codes.shape[2] + 1)
-    all_frames = round(CLIP_SECONDS * FRAME_RATE)
-    masked_states = masked_hidden_states(network, all_frames, text_states[:MASKED_CLIPS], attention_mask[:MASKED_CLIPS])
-    return {
+    code_losses, decoder_states = forward(
+        network, codes, text_states * keep_text[:, None, None], attention_mask, with_wrong_pieces(codes)
+    )
+    frames = codes.shape[2]
+    frame_weights = 1 + EARLY_FRAME_WEIGHT / torch.arange(1, frames + 1)
+    plan = heads.plan_loss(decoder_states, songs, has_codes=True)
+    losses = {
         "codes": (code_losses * frame_weights / frame_weights.mean()).mean(),
         "attributes": AUXILIARY_LOSS_WEIGHT * heads.attribute_loss(text_states, attention_mask, songs),
         "position": AUXILIARY_LOSS_WEIGHT * heads.position_loss(decoder_states, songs),
-        "position_masked": heads.position_loss(masked_states, songs[:MASKED_CLIPS]),
+        "plan": AUXILIARY_LOSS_WEIGHT * plan,
     }
+    if frames > SHORT_FRAMES:
+        masked = max(1, MASKED_FRAMES // frames)
+        masked_states = masked_hidden_states(network, frames, text_states[:masked], attention_mask[:masked])
+        losses["position_masked"] = heads.position_loss(masked_states, songs[:masked])
+        losses["plan_masked"] = heads.plan_loss(masked_states, songs[:masked], has_codes=False)
+    return losses
 
 
 def train(
@@ -298,21 +284,21 @@ def train(
     steps: int = STEPS,
     num_clips: int = NUM_CLIPS,
     *,
+    learning_rate: float = LEARNING_RATE,
     init_from: Path | None = None,
 ) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     num_train = num_clips - VALIDATION_CLIPS
     seeds = range(FIRST_SEED, FIRST_SEED + num_clips)
-    codes = encode_songs(folder / "codes", codec_weights, seeds, round(CLIP_SECONDS * FRAME_RATE))
+    codes = encode_songs(folder / "codes", codec_weights, seeds, round(WINDOW_SECONDS * FRAME_RATE))
     songs = [compose(seed) for seed in seeds]
     short_seeds = range(SHORT_FIRST_SEED, SHORT_FIRST_SEED + NUM_SHORT_CLIPS)
     short_codes = encode_songs(folder / "beginnings", codec_weights, short_seeds, SHORT_FRAMES)
     trained_codec, quantiser = codec.load(codec_weights)
     network, tokenizer = build_model(quantiser.books)
     if init_from is not None:
-        model_class: Any = MusicgenForConditionalGeneration
-        network.load_state_dict(model_class.from_pretrained(init_from, dtype=torch.float32).state_dict())
+        start_from(network, tokenizer, init_from)
     network.audio_encoder.requires_grad_(False)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     decay = [parameter for parameter in trainable if parameter.dim() > 1]
@@ -322,17 +308,16 @@ def train(
     )
     heads = AuxiliaryHeads(network.decoder.config.hidden_size)
     heads_optimiser = torch.optim.AdamW(heads.parameters(), lr=LEARNING_RATE)
-    # Stored states call the heads `probe`.
-    run = Run(folder, steps, network=network, optimiser=optimiser, probe=heads, probe_optimiser=heads_optimiser)
+    run = Run(folder, steps, network=network, optimiser=optimiser, heads=heads, heads_optimiser=heads_optimiser)
     # The stored state holds an older codec if its decoder was trained further since.
     network.audio_encoder.load_state_dict(trained_codec.state_dict())
     network.train()
     for step in run:
         for group in optimiser.param_groups:
-            group["lr"] = run.learning_rate(LEARNING_RATE)
+            group["lr"] = run.learning_rate(learning_rate)
         rng = np.random.default_rng(step)
-        frames = CROP_FRAMES if step < CROPPED_STEPS_SHARE * steps else codes.shape[2]
-        chosen = rng.integers(num_train, size=BATCH_SIZE)
+        frames = codes.shape[2] if step % WHOLE_EVERY == 0 else CROP_FRAMES
+        chosen = rng.integers(num_train, size=BATCH_FRAMES // frames)
         short_chosen = rng.integers(NUM_SHORT_CLIPS, size=SHORT_BATCH_SIZE)
         optimiser.zero_grad(), heads_optimiser.zero_grad()
         for batch_codes, batch_songs in (
@@ -349,7 +334,7 @@ def train(
             network.eval()
             with torch.inference_mode():
                 prompts = [describe(song, rng) for song in songs[num_train:]]
-                held_out = codes[num_train:, :, :frames]
+                held_out = codes[num_train:]
                 with_text = codebook_losses(network, tokenizer, held_out, prompts, torch.ones(VALIDATION_CLIPS))
                 without_text = codebook_losses(network, tokenizer, held_out, prompts, torch.zeros(VALIDATION_CLIPS))
             network.train()
@@ -357,6 +342,22 @@ def train(
             validation = f"{[round(value, 3) for value in with_text.tolist()]} without text {without_text[0]:.3f}"
             print(f"{time.strftime('%H:%M:%S')} step {step} {train_losses} validation {validation}", flush=True)
     save_checkpoint(network, tokenizer, folder / "checkpoint")
+
+
+def start_from(network: Any, tokenizer: Any, folder: Path) -> None:
+    """Takes the weights of a checkpoint, and of its vocabulary the words that the tokenizer has too."""
+    model_class: Any = MusicgenForConditionalGeneration
+    weights = model_class.from_pretrained(folder, dtype=torch.float32).state_dict()
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    own = network.state_dict()
+    network.load_state_dict(
+        {name: value for name, value in weights.items() if value.shape == own[name].shape}, strict=False
+    )
+    table, start = network.text_encoder.get_input_embeddings().weight, weights["text_encoder.shared.weight"]
+    with torch.no_grad():
+        for word, row in tokenizer.get_vocab().items():
+            if word in known:
+                table[row] = start[known[word]]
 
 
 def save_checkpoint(network: Any, tokenizer: Any, folder: Path) -> None:
@@ -380,5 +381,6 @@ if __name__ == "__main__":
     parser.add_argument("--codec", dest="codec_weights", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--clips", dest="num_clips", type=int, default=NUM_CLIPS)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--start", dest="init_from", type=Path)
     train(**vars(parser.parse_args()))

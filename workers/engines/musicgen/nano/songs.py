@@ -1,7 +1,7 @@
 """The training data: short songs in eight styles, each composed and played from a seed."""
 
-from collections.abc import Iterable, Iterator
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -16,10 +16,17 @@ from workers.engines.musicgen.nano.instruments import (
     note,
 )
 
+T = TypeVar("T")
+
+# What the judge rates, and the window that the model hears at once.
 CLIP_SECONDS: Final = 10.0
+WINDOW_SECONDS: Final = 30.0
 MIN_TEMPO: Final = 70
 MAX_TEMPO: Final = 140
 BEATS_PER_BAR: Final = 4
+# Sections of four bars each: after sixteen bars a song begins again.
+FORM: Final = "AABA"
+BARS_PER_SECTION: Final = 4
 
 # A start in seconds, and the sound.
 TimedSound: TypeAlias = tuple[float, Signal]
@@ -41,6 +48,11 @@ RELATIVE_MAJOR: Final = 3
 PROGRESSIONS: Final = {
     "major": ((0, 4, 5, 3), (0, 5, 3, 4), (0, 3, 4, 0), (0, 3, 5, 4), (0, 5, 1, 4)),
     "minor": ((0, 5, 2, 4), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4), (0, 2, 5, 4)),
+}
+# Those of section B: they avoid the tonic at first and end with the dominant, which leads back to it.
+BRIDGES: Final = {
+    "major": ((3, 4, 0, 4), (5, 3, 0, 4), (3, 0, 3, 4), (1, 4, 5, 4)),
+    "minor": ((3, 5, 2, 4), (5, 2, 3, 4), (2, 5, 3, 4), (3, 0, 5, 4)),
 }
 
 # For each drum, the strength of its stroke on each eighth of a bar, 0 for none.
@@ -221,19 +233,22 @@ class _Band:
         self._rng = np.random.default_rng([song.seed, 2])
 
     def tune(self) -> Iterator[TimedSound]:
-        progressions = PROGRESSIONS[self.song.mode]
-        progression = progressions[self._rng.integers(len(progressions))]
+        first = _choose(self._rng, PROGRESSIONS[self.song.mode])
         comp = str(self._rng.choice(self.style.comp))
         if self.song.backing in {"strings", "pad"} and comp in {"eighths", "comping"}:
             comp = "halves"
-        figure = ARPEGGIOS[self._rng.integers(len(ARPEGGIOS))]
-        motifs = [self._motif(), self._motif()]
+        figure = _choose(self._rng, ARPEGGIOS)
+        motifs = [self._motif(self._rng), self._motif(self._rng)]
         order = (0, 0, 1, 0) if self._rng.random() < 0.5 else (0, 1, 0, 1)
+        rng = np.random.default_rng([self.song.seed, 3])
+        bridge, bridge_motifs = _choose(rng, BRIDGES[self.song.mode]), [self._motif(rng), self._motif(rng)]
+        sections = {"A": (first, [motifs[number] for number in order]), "B": (bridge, 2 * bridge_motifs)}
         for bar in range(self._bars):
-            degree = progression[bar % 4]
+            progression, melody = sections[FORM[bar // BARS_PER_SECTION % len(FORM)]]
+            degree = progression[bar % BARS_PER_SECTION]
             yield from self._chord(bar, degree, comp, figure)
             yield from self._bass(bar, degree)
-            yield from self._melody(bar, degree, motifs[order[bar % 4]])
+            yield from self._melody(bar, degree, melody[bar % BARS_PER_SECTION])
 
     def drums(self) -> Iterator[TimedSound]:
         for bar in range(self._bars):
@@ -274,19 +289,19 @@ class _Band:
         for eighth, length, pitch in line:
             yield self._start(bar, eighth), self._sound(self.style.bass, pitch, length * 0.9, 0.9)
 
-    def _motif(self) -> list[tuple[int, int, int]]:
+    def _motif(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         """Notes as (start in eighths, length in eighths, steps of the scale above the chord's root).
 
         Notes on strong beats are chord tones; the notes between them move by a step or two.
         """
-        rhythm = MELODY_RHYTHMS[self._rng.integers(len(MELODY_RHYTHMS))]
-        step = int(self._rng.choice([0, 2, 4]))
+        rhythm = _choose(rng, MELODY_RHYTHMS)
+        step = int(rng.choice([0, 2, 4]))
         notes = []
         for eighth, length in rhythm:
             if eighth % 4 == 0:
-                step = int(self._rng.choice([tone for tone in (0, 2, 4, 7) if abs(tone - step) <= 4]))
+                step = int(rng.choice([tone for tone in (0, 2, 4, 7) if abs(tone - step) <= 4]))
             else:
-                step = int(np.clip(step + self._rng.choice([-2, -1, 1, 2]), -1, 8))
+                step = int(np.clip(step + rng.choice([-2, -1, 1, 2]), -1, 8))
             notes.append((eighth, length, step))
         return notes
 
@@ -313,6 +328,10 @@ class _Band:
     def _sound(self, instrument: str, pitch: int, eighths: float, gain: float, *, hard: bool = False) -> Signal:
         seconds = min(eighths * self.song.eighth_frames / FRAME_RATE, MAX_NOTE_SECONDS)
         return np.float32(gain) * note(instrument, pitch, self.song.key, seconds, 1.0 if hard else 0.75)
+
+
+def _choose(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _track(sounds: Iterable[TimedSound], seconds: float) -> Signal:
