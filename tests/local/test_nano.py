@@ -137,7 +137,7 @@ def test_the_heads_are_asked_for_the_place_in_the_form_and_for_the_attributes_in
     torch.manual_seed(0)
     songs = [compose(seed) for seed in UNSEEN_SEEDS[:2]]
     width = 2 * max(EIGHTH_FRAMES) + BEATS_PER_BAR + BARS
-    heads = AuxiliaryHeads(width)
+    heads: Any = AuxiliaryHeads(width)
     states = torch.zeros(2, 1500, width)
     for clip, song in enumerate(songs):
         for frame in range(1500):
@@ -167,6 +167,7 @@ def test_the_heads_are_asked_for_the_place_in_the_form_and_for_the_attributes_in
 
 def test_training_that_starts_from_a_checkpoint_keeps_its_weights_and_the_words_that_it_knows(network: Any) -> None:
     folder = resolve(NANO.id).folder
+    assert folder is not None
     fresh, tokenizer = build_model(codec.quantiser_of(network.audio_encoder).books)
     old = AutoTokenizer.from_pretrained(folder).get_vocab()
     tokenizer.add_tokens(["zither"])
