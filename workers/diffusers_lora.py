@@ -18,6 +18,7 @@ from workers.engines.pipelines import DENOISERS
 PARTS: Final = frozenset(DENOISERS.values())
 SAID: Final = "lora_adapter_metadata"
 NAME: Final = re.compile(rf"(?P<part>[a-z0-9_]+)\.(?P<path>{PATH.pattern})\.(?P<end>lora_[AB]\.weight)", re.ASCII)
+KOHYA: Final = ("lora_unet_", "lora_te")
 # How earlier versions of diffusers called the same weights.
 EARLIER: Final = (
     (".processor.", "."),
@@ -43,11 +44,13 @@ def rewrite(folder: Path) -> bool:
     """Makes the folder's weights, if diffusers has named them, those that PEFT would have saved, and adds their
     configuration. The numbers stay as they are. Says whether it did.
 
-    Raises InvalidError for a damaged file, and for one that changes more than the network that denoises.
+    Raises InvalidError for a damaged file, for one of kohya's trainer, and for one that changes more than the network
+    that denoises.
     """
     source, target = folder / WEIGHTS, folder / f"{WEIGHTS}.rewritten"
     with source.open("rb") as file:
         header = read_header(file)
+        _refuse_kohya(header.tensors)
         named = [_named(tensor) for tensor in header.tensors]
         if not any(each.part in PARTS for each in named):
             return False
@@ -57,6 +60,17 @@ def rewrite(folder: Path) -> bool:
     (folder / CONFIG).write_bytes(msgspec.json.encode(_config(header.metadata, named)))
     target.replace(source)
     return True
+
+
+def _refuse_kohya(tensors: Sequence[Tensor]) -> None:
+    """Its names have lost the dots between modules, and most of its files change convolutions and the text encoder."""
+    if (name := next((tensor.name for tensor in tensors if tensor.name.startswith(KOHYA)), None)) is not None:
+        detail = (
+            f"{WEIGHTS} has {name[:200]!r}, a name as kohya's trainer writes it, which is not understood. Load the "
+            "file into its pipeline with load_lora_weights, and send what the pipeline's save_lora_weights writes of "
+            "the network that denoises."
+        )
+        raise InvalidError([Fault("/weights", detail)])
 
 
 def _named(tensor: Tensor) -> Named:

@@ -147,6 +147,11 @@ REFUSED: Final[Mapping[str, tuple[Tensors, dict[str, str], str]]] = {
         {},
         "twice, under two of diffusers' names",
     ),
+    "kohya": (
+        {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.ones(1, 1, 1, 1)},
+        {},
+        "as kohya's trainer writes it.*save_lora_weights",
+    ),
     "no object": ({}, {SAID: "[1]"}, "is no JSON object"),
     "deep": ({}, {SAID: "[" * 100_000}, "is no JSON object"),
 }
