@@ -4,7 +4,7 @@ import gc
 from typing import Final
 
 # Of new objects, older ones, and all: CPython's own are 700, 10 and 10.
-THRESHOLDS: Final = (20_000, 20, 20)
+THRESHOLDS: Final = (5_000, 40, 20)
 
 
 def collect_rarely() -> None:
