@@ -11,7 +11,7 @@ from msgspec import Struct
 from domain.aggregates import EVENTS, TOPICS
 from domain.correlation import ID_HEADER, TRACE_HEADER, Correlation, of_record
 from domain.errors import Fault, InvalidError, UnknownVersionError
-from domain.events import Erased, Event, Recorded, Undecodable, UnknownEvent, cloud_type, timestamp
+from domain.events import MAX_ERROR, MAX_ID, Erased, Event, Recorded, Undecodable, UnknownEvent, cloud_type, timestamp
 from domain.ports import Message, Record
 
 SOURCE: Final = "/text2song"
@@ -58,16 +58,25 @@ def decode(record: Record) -> Recorded:
     if kept is not None and kept[0] == record:
         return kept[1]
     recorded = _decode(record)
-    if len(record.value or b"") <= KEPT_BYTES:
+    if _size(record) <= KEPT_BYTES:
         _decoded[place] = record, recorded
     return recorded
+
+
+def _size(record: Record) -> int:
+    return len(record.key) + len(record.value or b"") + sum(map(len, record.headers.values()))
 
 
 def _decode(record: Record) -> Recorded:
     time = ""
 
     def recorded(event: Event | Erased | UnknownEvent | Undecodable) -> Recorded:
-        event_id = record.headers.get("ce_id", str(record.position))
+        if isinstance(event, Undecodable):
+            # What it quotes may be a megabyte, and stays on the aggregate.
+            event = Undecodable(event.error[:MAX_ERROR])
+        event_id = record.headers.get("ce_id", "")
+        if not 0 < len(event_id) <= MAX_ID:
+            event_id = str(record.position)
         correlation = of_record(record.headers, record.key)
         return Recorded(record.position, record.key, event_id, time, event, correlation)
 

@@ -9,6 +9,7 @@ from domain.errors import TooLargeError
 from domain.ports import EventLog, Message, Position, Record, TopicPartition
 
 MAX_ERROR: Final = 500
+MAX_KEY: Final = 1_000
 REMEMBERED: Final = 100_000
 
 
@@ -65,7 +66,8 @@ class DeadLetters:
             letter = Message(DEAD_LETTERS.name, key, record.value or b"", {**record.headers, **headers})
             await self._log.append([letter])
         except TooLargeError:
-            # Too large to stand twice with its reason; the source keeps the bytes.
+            # Too large to stand twice with its reason; the source keeps the bytes, and a key that is no aggregate's.
+            headers["deadletter_key"] = record.key[:MAX_KEY]
             await self._log.append([Message(DEAD_LETTERS.name, key, b"", headers)])
 
 

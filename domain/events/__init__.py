@@ -18,7 +18,8 @@ NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._:-]*"
 END: Final = r"$(?!\n)"
 MAX_ERROR: Final = 4_000
 MAX_LABEL: Final = 200
-Identifier: TypeAlias = Annotated[str, Meta(pattern=f"^{NAME}{END}", max_length=200)]
+MAX_ID: Final = 200
+Identifier: TypeAlias = Annotated[str, Meta(pattern=f"^{NAME}{END}", max_length=MAX_ID)]
 Label: TypeAlias = Annotated[str, Meta(max_length=MAX_LABEL)]
 ModelId: TypeAlias = Annotated[str, Meta(max_length=1_000)]
 ErrorText: TypeAlias = Annotated[str, Meta(max_length=MAX_ERROR)]

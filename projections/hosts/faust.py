@@ -231,10 +231,12 @@ class FaustHost(faust.App):
 
         Offsets without a record are never delivered, so it passes over them where they are the last.
         """
-        ends = {topic: await self._events.ends(topic) for topic in {topic for topic, _ in self._mine}}
+        # Partitions may be assigned while the log and the store are asked.
+        mine = self._mine
+        ends = {topic: await self._events.ends(topic) for topic in {topic for topic, _ in mine}}
         folded = await self._views.watermarks()
         behind = {}
-        for at in self._mine:
+        for at in mine:
             start, end = folded.get(at, 0), ends[at[0]][at[1]]
             if start < end and await self._events.read(*at, start, limit=1):
                 behind[at] = start

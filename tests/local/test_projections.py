@@ -266,6 +266,30 @@ async def test_damage_too_large_to_stand_twice_is_noted_without_its_bytes(parts:
     assert (buried.key, buried.value) == (str(position), b"")
 
 
+async def test_a_key_that_no_aggregate_has_stops_no_view_and_is_looked_up_nowhere(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    get = parts.store.get
+
+    async def noted(view: View[Any], keys: Sequence[str]) -> Any:
+        asked.extend(keys)
+        return await get(view, keys)
+
+    monkeypatch.setattr(parts.store, "get", noted)
+    long = "k" * 999_900
+    headers = {"ce_type": "text2song.job.started.v1", "ce_time": LATER}
+    (position,) = await parts.log.append([Message("jobs", long, b"{", headers)])
+    await parts.log.append([Message("feedback", long, None, {}), Message("jobs", long, b'{"type": "JobPraised"}', {})])
+    await parts.submit("j1")
+    await parts.when("j1", "queued")
+    buried, _ = await parts.log.read("deadletter", 0, 0)
+    assert (buried.key, buried.value) == (str(position), b"")
+    assert buried.headers["deadletter_key"] == long[:1_000]
+    assert "j1" in asked
+    assert max(map(len, asked)) <= 200
+
+
 async def test_an_empty_log_counts_as_folded_only_once_the_host_has_looked(parts: Parts) -> None:
     host = LocalHost(parts.log, parts.store)
     assert not await host.caught_up(0.05)

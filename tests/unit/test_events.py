@@ -72,6 +72,19 @@ def test_a_record_that_comes_again_is_not_decoded_again_but_another_one_in_its_p
     assert (decode(other).id, decode(first).id) == ("id-2", "id-1")
 
 
+@pytest.mark.parametrize("written", ["", "x" * 201, "x" * 900_000])
+def test_an_event_without_a_usable_id_is_known_by_its_place(written: str) -> None:
+    """Ids stay on the aggregate, the last eight of them, and two events without one are not the same event."""
+    assert decode(record(golden(PromptCreated), ce_id=written)).id == "prompts/2/17"
+    assert decode(record(golden(PromptCreated), ce_id=written[:200] or "x")).id == (written[:200] or "x")
+
+
+def test_what_damage_quotes_of_a_stranger_is_cut() -> None:
+    found = decode(record(golden(EVENTS["JobStarted"]), ce_type="x" * 900_000)).event
+    assert isinstance(found, Undecodable)
+    assert len(found.error) == 4_000
+
+
 def test_an_unknown_type_is_passed_over() -> None:
     raw = Record(Position("jobs", 0, 0), "job", b'{"type":"JobPraised","stars":5}', {"ce_time": TIME, "ce_id": "x"})
     assert decode(raw).event == UnknownEvent("JobPraised")
