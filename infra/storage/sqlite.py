@@ -20,6 +20,7 @@ T = TypeVar("T")
 BUSY_SECONDS: Final = 5
 # Whoever writes waits for each checkpoint, and many pages change again and again.
 CHECKPOINT_PAGES: Final = 4_000
+DAMAGED: Final = (apsw.NotADBError, apsw.CorruptError)
 
 logger: Final = logging.getLogger(__name__)
 
@@ -131,6 +132,17 @@ def is_new(connection: apsw.Connection, application_id: int) -> bool:
         )
     connection.pragma("application_id", application_id)
     return True
+
+
+def check(connection: apsw.Connection, pragma: str = "quick_check") -> None:
+    """Raises apsw.CorruptError for damage anywhere in the file; `integrity_check` looks at its indexes as well."""
+    if (found := connection.execute(f"PRAGMA {pragma}(1)").get) != "ok":
+        raise apsw.CorruptError(found)
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def advise(path: Path, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Numbers that the processes on one machine count together, in a SQLite file of their own that may be deleted."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Final, Self
 import apsw
 
 from domain.errors import UnavailableError
-from infra.storage.sqlite import advise, connect, is_new, transaction, write_ahead
+from infra.storage.sqlite import DAMAGED, advise, check, connect, is_new, remove, transaction, write_ahead
 
 APPLICATION_ID: Final = 0x74327363
 TABLE: Final = """
@@ -23,6 +24,8 @@ ADD: Final = (
 )
 FORGET_SECONDS: Final = 60.0
 
+logger: Final = logging.getLogger(__name__)
+
 
 class SqliteCounters:
     def __init__(self, path: Path) -> None:
@@ -34,7 +37,7 @@ class SqliteCounters:
 
     @classmethod
     async def open(cls, path: str | Path) -> Self:
-        """Raises UnavailableError where there can be no such file."""
+        """A damaged file is replaced by an empty one. Raises UnavailableError where there can be no such file."""
         self = cls(Path(path))
         try:
             await self._run(lambda _: None)
@@ -57,27 +60,43 @@ class SqliteCounters:
     async def close(self) -> None:
         self._closed = True
         await asyncio.to_thread(self._thread.shutdown)
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._drop()
 
     async def _run(self, job: Callable[[apsw.Connection], int | None]) -> int | None:
         def run() -> int | None:
             try:
-                self._connection = self._connection or self._create()
-                return job(self._connection)
+                try:
+                    return job(self._opened())
+                except DAMAGED:
+                    # Another process may have replaced the file already: it is opened again before it is given up.
+                    self._drop()
+                    return job(self._opened())
             except (apsw.Error, OSError) as error:
-                if self._connection is not None and not isinstance(error, (apsw.FullError, apsw.BusyError)):
-                    self._connection.close(force=True)
-                    self._connection = None
+                if not isinstance(error, (apsw.FullError, apsw.BusyError)):
+                    self._drop()
                 raise UnavailableError(f"Requests cannot be counted: {advise(self._path, error)}") from error
 
         if self._closed:
             raise UnavailableError(f"The counters {self._path} are closed.")
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close(force=True)
+            self._connection = None
+
+    def _opened(self) -> apsw.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._connection = self._create()
+            except DAMAGED:
+                logger.warning("The counters %s are damaged: they begin again at zero", self._path)
+                remove(self._path)
+                self._connection = self._create()
+        return self._connection
+
     def _create(self) -> apsw.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = connect(self._path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
             write_ahead(connection)
@@ -86,6 +105,7 @@ class SqliteCounters:
             with transaction(connection):
                 if is_new(connection, APPLICATION_ID):
                     connection.execute(TABLE)
+            check(connection, "integrity_check")
         except BaseException:
             connection.close(force=True)
             raise

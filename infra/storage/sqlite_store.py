@@ -19,10 +19,13 @@ from domain.errors import UnavailableError
 from domain.ports import D, Document, Erasure, Query, Scalar, TopicPartition, View
 from infra.storage.sqlite import (
     CHECKPOINT_PAGES,
+    DAMAGED,
     Readers,
     advise,
+    check,
     connect,
     is_new,
+    remove,
     transaction,
     truncate_wal,
     write_ahead,
@@ -188,10 +191,9 @@ class SqliteStore:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = self._create()
-        except (apsw.NotADBError, apsw.CorruptError):
+        except DAMAGED:
             logger.warning("The read store %s is damaged: it starts empty and is folded again from the log", self._path)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            remove(self._path)
             self._connection = self._create()
 
     def _create(self) -> apsw.Connection:
@@ -354,9 +356,3 @@ def wipe(connection: apsw.Connection) -> None:
     if connection.execute("SELECT count(*) FROM residue").get:
         connection.execute("VACUUM")
         connection.execute("DELETE FROM residue")
-
-
-def check(connection: apsw.Connection) -> None:
-    """Raises apsw.CorruptError for damage anywhere in the file."""
-    if (found := connection.execute("PRAGMA quick_check(1)").get) != "ok":
-        raise apsw.CorruptError(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
+import apsw
 import pymongo
 import pytest
 
@@ -15,6 +16,7 @@ from domain.errors import UnavailableError
 from domain.ports import Counters
 from infra.storage.mongo_counters import MongoCounters
 from infra.storage.sqlite_counters import SqliteCounters
+from infra.storage.sqlite_store import SqliteStore
 from tests.servers import servers
 
 Opening: TypeAlias = Callable[[], Awaitable[Counters]]
@@ -74,10 +76,46 @@ async def test_closed_counters_say_so(opening: Opening) -> None:
         await counters.add("x", 1, time.time() + LATER)
 
 
-async def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+async def test_a_database_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
-    path.write_text("no database at all, but something that somebody needs")
+    await (await SqliteStore.open(path, [])).close()
     before = path.read_bytes()
-    with pytest.raises(UnavailableError, match=r"c\.db"):
+    with pytest.raises(UnavailableError, match=r"c\.db .* another kind"):
         await SqliteCounters.open(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("offset", "damage"), [(0, bytes(4096)), (100, b"\xff" * 3_000), (4096, b"\xff" * 8192)])
+async def test_a_damaged_file_is_replaced_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, offset: int, damage: bytes
+) -> None:
+    path = tmp_path / "c.db"
+    counters = await SqliteCounters.open(path)
+    await counters.add("x", 5, time.time() + LATER)
+    await counters.close()
+    overwrite(path, offset, damage)
+    counters = await SqliteCounters.open(path)
+    assert "damaged" in caplog.text
+    assert await counters.add("x", 1, time.time() + LATER) == 1
+    await counters.close()
+
+
+async def test_processes_that_meet_damage_while_they_count_go_on_in_one_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    first, second = await SqliteCounters.open(path), await SqliteCounters.open(path)
+    for counters in (first, second):
+        await counters.add("x", 5, time.time() + LATER)
+    connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    overwrite(path, 4096, b"\xff" * 8192)
+    assert await first.add("x", 1, time.time() + LATER) == 1
+    assert await second.add("x", 1, time.time() + LATER) == 2
+    for counters in (first, second):
+        await counters.close()
+
+
+def overwrite(path: Path, offset: int, damage: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(damage)
