@@ -1,6 +1,8 @@
 """Objects as files below one folder."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -20,6 +22,7 @@ CHUNK: Final = 64 * 1024
 TEMPORARY: Final = ".put-"
 STALE_SECONDS: Final = 24 * 3600.0
 TRIES: Final = 20
+NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class FileObjects:
@@ -112,7 +115,7 @@ class FileObjects:
         """Gives the file its name, or returns the object that has it. Raises FileExistsError when a folder has it."""
         for left in reversed(range(TRIES)):
             try:
-                os.link(temporary, path)
+                self._name(temporary, path)
             except FileExistsError:
                 if there := self._info(path):
                     return there
@@ -122,6 +125,18 @@ class FileObjects:
             else:
                 break
         return None
+
+    def _name(self, temporary: Path, path: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            # exFAT, for one, has no links. A rename would replace a file, so those who look first take turns.
+            with _locked(self._root):
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+                temporary.rename(path)
 
     def _chunks(self, key: str, start: int, left: int) -> Iterator[bytes]:
         if start < 0 or left < 0:
@@ -218,6 +233,17 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Among threads and processes; the lock of one that dies is let go."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

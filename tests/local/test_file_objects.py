@@ -1,8 +1,11 @@
 """What is true of the object store because it is a folder."""
 
+import asyncio
 import errno
 import os
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,40 @@ async def test_a_put_without_replace_leaves_one_file(root: Path) -> None:
         await objects.put("songs/new", b"1", replace=False)
         assert files(root) == ["songs", "songs/new"]
         assert (root / "songs/new").stat().st_nlink == 1
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def _without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on exFAT and on some network drives."""
+
+    def refused(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refused)
+
+
+@pytest.mark.usefixtures("_without_links")
+async def test_without_hard_links_the_first_put_of_several_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [await FileObjects.open(root) for _ in range(2)]
+    lexists, together = os.path.lexists, threading.Barrier(4)
+
+    def looked(path: Path) -> bool:
+        found = lexists(path)
+        # All would have looked by then, were it not for the lock.
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", looked)
+    contents = [b"1", b"22", b"333", b"4444"]
+    puts = [stores[len(each) % 2].put("songs/new", each, replace=False) for each in contents]
+    [info] = set(await asyncio.gather(*puts))
+    assert info == await stores[0].stat("songs/new")
+    assert (root / "songs/new").read_bytes() == contents[info.size - 1]
+    assert files(root) == ["songs", "songs/new"]
+    with pytest.raises(ValueError, match="both an object and a folder"):
+        await stores[0].put("songs", b"1", replace=False)
+    assert files(root) == ["songs", "songs/new"]
 
 
 class VanishingObjects(FileObjects):
