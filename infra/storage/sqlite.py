@@ -18,6 +18,7 @@ from domain.errors import UnavailableError
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 5
+TRUNCATE_SECONDS: Final = 0.05
 # Whoever writes waits for each checkpoint, and many pages change again and again.
 CHECKPOINT_PAGES: Final = 4_000
 DAMAGED: Final = (apsw.NotADBError, apsw.CorruptError)
@@ -79,10 +80,10 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connecti
     return connection
 
 
-def _wait_for_lock(tries: int) -> bool:
+def _wait_for_lock(tries: int, seconds: float = BUSY_SECONDS) -> bool:
     # SQLite's own busy timeout, as apsw builds it, lets two threads of a process wait out its whole length.
     time.sleep(0.001)
-    return tries < BUSY_SECONDS * 1000
+    return tries < seconds * 1000
 
 
 @contextmanager
@@ -112,11 +113,15 @@ def write_ahead(connection: apsw.Connection) -> None:
 
 def truncate_wal(connection: apsw.Connection) -> bool:
     """Deleted bytes live on in the write-ahead log until then; false while somebody else uses it."""
+    # It keeps others from writing while it waits, and a backup reads for minutes.
+    connection.set_busy_handler(lambda tries: _wait_for_lock(tries, TRUNCATE_SECONDS))
     try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     except apsw.Error as error:
         logger.info("What was erased may still be in %s-wal; trying again soon: %s", connection.filename, error)
         return False
+    finally:
+        connection.set_busy_handler(_wait_for_lock)
     return True
 
 

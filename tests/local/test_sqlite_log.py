@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from domain.errors import ConflictError, UnavailableError, UncertainError
 from domain.ports import Batch, Message, Position, Record, Topic
+from infra.storage.sqlite import BUSY_SECONDS
 from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from tests.conditions import eventually
@@ -27,6 +29,7 @@ SECRET = b"what-nobody-may-read-again"
 WRITER = """
 import asyncio, sys
 from domain.ports import Message, Position, Topic
+from infra.storage.sqlite import BUSY_SECONDS
 from infra.storage.sqlite_log import SqliteLog
 
 async def main(path, key, count):
@@ -195,6 +198,27 @@ async def test_erased_bytes_are_in_no_file(path: Path, log: SqliteLog) -> None:
     assert not any(SECRET in file.read_bytes() for file in path.parent.iterdir())
     assert [(r.key, r.value) for r in await everything(other, COMPACTED)] == [("other", b"stays"), ("person", None)]
     await other.close()
+
+
+async def test_an_erasure_does_not_wait_for_a_long_read_and_is_finished_after_it(path: Path) -> None:
+    log = await SqliteLog.open(path, TOPICS, sweep_seconds=0.05)
+    await log.append([Message("compacted", "person", SECRET, {})])
+    # A backup reads in this way.
+    backup = apsw.Connection(str(path))
+    backup.execute("BEGIN")
+    backup.execute('SELECT * FROM "compacted/0"').fetchall()
+    begun = time.monotonic()
+    await log.append([Message("compacted", "person", None, {})])
+    await log.append([Message("kept", "other", b"1", {})])
+    assert time.monotonic() - begun < BUSY_SECONDS / 2
+    backup.execute("COMMIT")
+    backup.close()
+
+    async def erased() -> bool:
+        return not any(SECRET in file.read_bytes() for file in path.parent.iterdir())
+
+    await eventually(erased)
+    await log.close()
 
 
 async def test_bytes_a_crash_left_behind_are_erased_at_the_next_start(path: Path, tmp_path: Path) -> None:
