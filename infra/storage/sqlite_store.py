@@ -201,14 +201,14 @@ class SqliteStore:
         try:
             write_ahead(connection)
             with transaction(connection):
-                new = is_new(connection, APPLICATION_ID)
-                check(connection)
-                if new or connection.pragma("user_version") != self._definition():
+                if is_new(connection, APPLICATION_ID) or connection.pragma("user_version") != self._definition():
                     for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
                         connection.execute(f'DROP TABLE "{name}"')
                     for statement in (WATERMARKS, RESIDUE, *(table.create for table in self._tables.values())):
                         connection.execute(statement)
                     connection.pragma("user_version", self._definition())
+            # It reads the whole file, and other processes may write meanwhile.
+            check(connection)
             wipe(connection)
             # A process that was killed may have left in it what it erased.
             truncate_wal(connection)

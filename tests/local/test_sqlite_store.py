@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from domain.errors import UnavailableError
 from domain.ports import Query, View
-from infra.storage import sqlite_store
+from infra.storage import sqlite, sqlite_store
 from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from tests.contract.conftest import full_disk
@@ -105,6 +105,21 @@ async def test_a_damaged_file_is_replaced_and_said_so(path: Path, caplog: pytest
         await store.close()
         assert "damaged" in caplog.text
         caplog.clear()
+
+
+async def test_others_may_write_while_a_file_is_checked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(connection: apsw.Connection) -> None:
+        other = apsw.Connection(str(path))
+        other.execute("BEGIN IMMEDIATE")
+        sqlite.check(connection)
+        other.execute("COMMIT")
+        other.close()
+
+    await filled(path)
+    monkeypatch.setattr(sqlite_store, "check", check)
+    store = await SqliteStore.open(path, [SONGS])
+    assert await store.watermarks() == {("jobs", 0): 5}
+    await store.close()
 
 
 async def test_an_event_log_is_never_emptied(path: Path) -> None:
