@@ -73,6 +73,8 @@ class SqliteStore:
         except BaseException:
             await self.close()
             raise
+        if not self._is_wiped:
+            self._wiping = asyncio.create_task(self._wipe_soon())
         return self
 
     async def get(self, view: View[D], ids: Sequence[str]) -> dict[str, D]:
@@ -158,9 +160,8 @@ class SqliteStore:
 
     def _wipe(self) -> bool:
         connection = self._connection = self._connection or self._connect()
-        if self._path.stat().st_size <= WIPED_AT_ONCE:
-            wipe(connection)
-        return truncate_wal(connection)
+        is_small = self._path.stat().st_size <= WIPED_AT_ONCE
+        return wipe(connection) if is_small else truncate_wal(connection)
 
     def _table(self, view: View[D]) -> "_Table[D]":
         try:
@@ -209,9 +210,12 @@ class SqliteStore:
                     connection.pragma("user_version", self._definition())
             # It reads the whole file, and other processes may write meanwhile.
             check(connection)
-            wipe(connection)
             # A process that was killed may have left in it what it erased.
-            truncate_wal(connection)
+            try:
+                self._is_wiped = wipe(connection)
+            except (apsw.FullError, apsw.BusyError, apsw.IOError) as error:
+                self._is_wiped = False
+                logger.warning("What was erased may still be in the read store: %s", advise(self._path, error))
         except BaseException:
             connection.close(force=True)
             raise
@@ -351,8 +355,13 @@ class _Table(Generic[D]):
         return next((name for name in query.equal if name in self._several), None)
 
 
-def wipe(connection: apsw.Connection) -> None:
-    """Writes the file anew, if anything was erased since the last time."""
-    if connection.execute("SELECT count(*) FROM residue").get:
-        connection.execute("VACUUM")
-        connection.execute("DELETE FROM residue")
+def wipe(connection: apsw.Connection) -> bool:
+    """Writes the file anew, if anything was erased since the last time; false while somebody else uses its log."""
+    try:
+        if connection.execute("SELECT count(*) FROM residue").get:
+            connection.execute("VACUUM")
+            connection.execute("DELETE FROM residue")
+    finally:
+        # Where there was no room for it, the write-ahead log has taken what was left.
+        is_empty = truncate_wal(connection)
+    return is_empty

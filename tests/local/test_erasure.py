@@ -23,6 +23,7 @@ from infra.storage.sqlite_log import SqliteLog
 from infra.storage.sqlite_store import SqliteStore
 from projections.documents import fold_documents
 from tests.conditions import eventually
+from tests.contract.conftest import full_disk
 
 TIME: Final = "2026-01-31T12:00:00.000000Z"
 TOPIC: Final = Topic("reviews", partitions=3, compacted=True)
@@ -207,6 +208,28 @@ async def test_a_large_file_is_wiped_when_it_is_opened_the_next_time(
     left = content(tmp_path)
     assert not [text for text in gone if text in left]
     assert all(text in left for text in alive.values())
+    await again.close()
+
+
+async def test_a_full_disk_keeps_no_store_from_opening_and_it_is_wiped_when_there_is_space(
+    store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fold(store, *(given(at, f"dull {at} " * 200, id_=f"r{at}") for at in range(2, 200)))
+    await fold(store, given(200, PRIVATE), erased(201))
+    await store.close()
+    with full_disk(100_000):
+        again = await SqliteStore.open(tmp_path / "views.db", (REVIEWS,))
+        assert len(await notes(again)) == 198
+        assert await has_empty_log(tmp_path)
+    assert "erased may still be in the read store" in caplog.text
+
+    async def is_wiped() -> bool:
+        connection = sqlite3.connect(tmp_path / "views.db")
+        left = connection.execute("SELECT * FROM residue").fetchall()
+        connection.close()
+        return not left
+
+    await eventually(is_wiped)
     await again.close()
 
 
