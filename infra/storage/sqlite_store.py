@@ -39,6 +39,7 @@ APPLICATION_ID: Final = 0x74327373
 READERS: Final = 4
 SCAN: Final = 500
 WIPE_SECONDS: Final = 1.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
 # Wiping rewrites the file, and nothing is folded meanwhile: a larger one is wiped when it is opened the next time.
 WIPED_AT_ONCE: Final = 64 * 2**20
 WATERMARKS: Final = """
@@ -61,6 +62,7 @@ class SqliteStore:
         self._writer = ThreadPoolExecutor(1, f"{path.name} writer")
         self._connection: apsw.Connection | None = None
         self._is_wiped = True
+        self._is_told = False
         self._wiping: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -148,15 +150,27 @@ class SqliteStore:
             self._connection = None
 
     async def _wipe_soon(self) -> None:
-        """At once for all that is erased in the meantime, and again until nobody reads from the write-ahead log."""
+        """At once for all that is erased in the meantime, and again until nobody reads from the write-ahead log.
+
+        Each attempt on a full disk writes much for nothing, so they become rare.
+        """
+        pause = WIPE_SECONDS
         while not self._is_wiped:
-            await asyncio.sleep(WIPE_SECONDS)
+            await asyncio.sleep(pause)
             self._is_wiped = True
             try:
                 self._is_wiped &= await self._write(self._wipe)
-            except UnavailableError:
+                pause, self._is_told = WIPE_SECONDS, False
+            except UnavailableError as error:
                 self._is_wiped = False
+                self._tell(str(error))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         self._wiping = None
+
+    def _tell(self, reason: str) -> None:
+        if not self._is_told:
+            logger.warning("What was erased may still be in the read store: %s", reason)
+        self._is_told = True
 
     def _wipe(self) -> bool:
         connection = self._connection = self._connection or self._connect()
@@ -215,7 +229,7 @@ class SqliteStore:
                 self._is_wiped = wipe(connection)
             except (apsw.FullError, apsw.BusyError, apsw.IOError) as error:
                 self._is_wiped = False
-                logger.warning("What was erased may still be in the read store: %s", advise(self._path, error))
+                self._tell(advise(self._path, error))
         except BaseException:
             connection.close(force=True)
             raise

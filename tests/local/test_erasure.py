@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
 
+import apsw
 import msgspec
 import pytest
 from msgspec import Struct
@@ -231,6 +233,31 @@ async def test_a_full_disk_keeps_no_store_from_opening_and_it_is_wiped_when_ther
 
     await eventually(is_wiped)
     await again.close()
+
+
+async def test_on_a_full_disk_wiping_becomes_rare_and_the_reason_is_said_once(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = list[float]()
+
+    def wipe(connection: apsw.Connection) -> bool:
+        times.append(time.monotonic())
+        return wipe_now(connection)
+
+    wipe_now = sqlite_store.wipe
+    monkeypatch.setattr(sqlite_store, "wipe", wipe)
+    monkeypatch.setattr(sqlite_store, "WIPE_SECONDS", 0.01)
+    await fold(store, *(given(at, f"dull {at} " * 200, id_=f"r{at}") for at in range(2, 200)))
+
+    async def tried_often() -> bool:
+        return len(times) >= 6
+
+    await fold(store, given(200, PRIVATE), erased(201))
+    with full_disk(100_000):
+        await eventually(tried_often)
+    assert times[5] - times[4] > 10 * 0.01
+    assert caplog.text.count("erased may still be in the read store") == 1
+    await eventually(partial(is_wiped, tmp_path))
 
 
 async def test_a_store_that_was_killed_before_it_had_cleaned_up_does_so_when_it_is_opened_again(
