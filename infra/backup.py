@@ -231,7 +231,10 @@ def _link(source: Path, target: Path, key: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        shutil.copy(source / key, path)  # with its rights: other users cannot read a secret
+        try:
+            shutil.copy(source / key, path)  # with its rights: other users cannot read a secret
+        except FileNotFoundError:
+            return False
     return True
 
 

@@ -140,8 +140,9 @@ async def test_a_restore_that_was_killed_leaves_no_events_without_their_audio(ma
         restore(tmp_path / "backup", tmp_path / "restored")
 
 
+@pytest.mark.parametrize("is_linked", [True, False])
 async def test_a_job_that_is_deleted_meanwhile_is_deleted_in_the_backup_too(
-    made: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_linked: bool
 ) -> None:
     loop, link, links = asyncio.get_running_loop(), os.link, list[Any]()
 
@@ -153,6 +154,8 @@ async def test_a_job_that_is_deleted_meanwhile_is_deleted_in_the_backup_too(
         links.append(paths)
         if len(links) == 2:
             asyncio.run_coroutine_threadsafe(delete(), loop).result()
+        if not is_linked:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
         link(*paths)
 
     monkeypatch.setattr(os, "link", slow)
