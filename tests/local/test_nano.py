@@ -27,6 +27,7 @@ from workers.engines.musicgen.nano.judge import TEMPO_TOLERANCE, section_likenes
 from workers.engines.musicgen.nano.language_model import (
     IGNORE_INDEX,
     PIECE_FRAMES,
+    WRONG_SHARE,
     apply_delay_pattern,
     build_model,
     codebook_losses,
@@ -122,7 +123,8 @@ def test_the_delay_pattern_delays_codebook_k_by_k_steps_and_inputs_are_labels_on
 def test_the_codes_that_the_decoder_hears_have_pieces_of_another_clip_in_half_of_the_clips() -> None:
     torch.manual_seed(0)
     codes = torch.arange(64)[:, None, None].expand(-1, NUM_CODEBOOKS, 205)
-    heard = with_wrong_pieces(codes)
+    assert (with_wrong_pieces(codes, 0.0) == codes).all()
+    heard = with_wrong_pieces(codes, WRONG_SHARE)
     wrong = heard != codes
     assert (heard[wrong] == codes.roll(1, 0)[wrong]).all()
     assert (wrong == wrong[:, :1]).all(), "all codebooks of a frame are of one clip"

@@ -37,7 +37,7 @@ from workers.engines.musicgen.nano.songs import (
     play,
 )
 
-STEPS: Final = 2_600
+STEPS: Final = 3_200
 NUM_CLIPS: Final = 3_000
 FIRST_SEED: Final = 1_000_000
 # More songs, of which only the first second is used: it decides most of the attributes that a prompt names.
@@ -72,9 +72,11 @@ AUXILIARY_LAYER: Final = 3
 # knows its instruments, from the prompt and the position alone does not drift.
 MASKED_FRAMES: Final = 2_000
 # In half of the clips the decoder hears another song's codes in up to this share of the pieces of PIECE_FRAMES: it
-# learns to return to the prompt after codes that do not fit it.
+# learns to return to the prompt after codes that do not fit it. It then expects that such codes may come again, and
+# draws too freely, until the last steps have unlearnt that.
 WRONG_SHARE: Final = 0.4
 PIECE_FRAMES: Final = 10
+WRONG_STEPS_SHARE: Final = 0.8
 
 
 def config(vocab_size: int) -> MusicgenConfig:
@@ -239,17 +241,23 @@ def _run_decoder(
         )
 
 
-def with_wrong_pieces(codes: torch.Tensor) -> torch.Tensor:
+def with_wrong_pieces(codes: torch.Tensor, largest_share: float) -> torch.Tensor:
     """Codes `[clips, NUM_CODEBOOKS, frames]`, in half of the clips with pieces of the clip before."""
     clips, _, frames = codes.shape
-    shares = WRONG_SHARE * torch.rand(clips, 1) * (torch.rand(clips, 1) < 0.5)
+    shares = largest_share * torch.rand(clips, 1) * (torch.rand(clips, 1) < 0.5)
     pieces = torch.rand(clips, -(-frames // PIECE_FRAMES)) < shares
     wrong = pieces.repeat_interleave(PIECE_FRAMES, 1)[:, None, :frames]
     return torch.where(wrong, codes.roll(1, 0), codes)
 
 
 def training_losses(
-    network: Any, tokenizer: Any, heads: AuxiliaryHeads, codes: torch.Tensor, examples: list[tuple[Song, str]]
+    network: Any,
+    tokenizer: Any,
+    heads: AuxiliaryHeads,
+    codes: torch.Tensor,
+    examples: list[tuple[Song, str]],
+    *,
+    wrong_share: float,
 ) -> dict[str, torch.Tensor]:
     """The weighted losses, of which training minimises the sum.
 
@@ -259,7 +267,7 @@ def training_losses(
     text_states, attention_mask = encode_text(network, tokenizer, [prompt for _, prompt in examples])
     keep_text = torch.rand(len(examples)) > TEXT_DROPOUT
     code_losses, decoder_states = forward(
-        network, codes, text_states * keep_text[:, None, None], attention_mask, with_wrong_pieces(codes)
+        network, codes, text_states * keep_text[:, None, None], attention_mask, with_wrong_pieces(codes, wrong_share)
     )
     frames = codes.shape[2]
     frame_weights = 1 + EARLY_FRAME_WEIGHT / torch.arange(1, frames + 1)
@@ -317,6 +325,7 @@ def train(
             group["lr"] = run.learning_rate(learning_rate)
         rng = np.random.default_rng(step)
         frames = codes.shape[2] if step % WHOLE_EVERY == 0 else CROP_FRAMES
+        wrong_share = WRONG_SHARE if step < WRONG_STEPS_SHARE * steps else 0.0
         chosen = rng.integers(num_train, size=BATCH_FRAMES // frames)
         short_chosen = rng.integers(NUM_SHORT_CLIPS, size=SHORT_BATCH_SIZE)
         optimiser.zero_grad(), heads_optimiser.zero_grad()
@@ -325,7 +334,7 @@ def train(
             (short_codes[short_chosen], [compose(short_seeds[index]) for index in short_chosen]),
         ):
             examples = [(song, _drop_words(describe(song, rng), rng)) for song in batch_songs]
-            losses = training_losses(network, tokenizer, heads, batch_codes, examples)
+            losses = training_losses(network, tokenizer, heads, batch_codes, examples, wrong_share=wrong_share)
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimiser.step(), heads_optimiser.step()
