@@ -19,7 +19,8 @@ out:
   whose coin has been seen. That looks after every vote keep to 5 % there is measured, not proved
   (tests/bench/verdict.py).
 * One voter left out: if one voter leans to an arm by taste, the smallest is no larger than the e-value of the others,
-  so no voter causes a verdict alone. While there is one voter only, the e-value speaks of that voter.
+  and 1 at most where those prefer the other arm, so no voter causes a verdict alone. While there is one voter only, the
+  e-value speaks of that voter.
 
 It does not hold if several voters lean by tastes of their own; `log_e` of the voters' leads does, and is told beside
 it.
@@ -189,7 +190,10 @@ class Evidence:
             logs = list(map(sum, zip(self._logs, *changes, strict=True)))
             lead = sum(signs.values())
             wins, losses = self.wins["A"] - (len(changes) + lead) // 2, self.wins["B"] - (len(changes) - lead) // 2
-            yield min(_log_mean_exp(logs), _log_e_of_votes(wins, losses))
+            value = min(_log_mean_exp(logs), _log_e_of_votes(wins, losses))
+            # However much the others prove, it is nothing for the arm that is ahead where they prefer the other one.
+            is_same = (wins - losses) * (self.wins["A"] - self.wins["B"]) > 0
+            yield value if is_same else min(0.0, value)
 
     def _is_equivalent(self) -> bool:
         if len(self._pairs) < MIN_PAIRS or abs(self.wins["A"] - self.wins["B"]) > 2 * MARGIN * self.votes:

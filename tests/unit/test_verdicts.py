@@ -82,6 +82,17 @@ def test_a_verdict_must_hold_without_any_one_voter() -> None:
     assert found(fan + votes("A" * 30, "bob")).verdict == "A"
 
 
+@pytest.mark.parametrize("others", [1, 4])
+def test_a_voter_does_not_outvote_all_the_others_by_voting_more(others: int) -> None:
+    """Without the one who votes most, the rest would give the verdict to the other arm."""
+    one = votes("A" * 100, "one")
+    rest = [each for n in range(others) for each in votes("B" * (48 // others), f"voter {n}")]
+    assert found(rest).verdict == "B"
+    result = found(one + rest)
+    assert result.e_value_all > THRESHOLD > 1 >= result.e_value
+    assert result.verdict == "inconclusive"
+
+
 def test_ten_voters_who_agree_on_few_pairs_prove_little() -> None:
     agreed = [vote(f"voter {n}", pair) for n in range(10) for pair in range(3)]
     assert found(agreed).verdict == "inconclusive"
@@ -270,7 +281,11 @@ def test_the_headline_is_the_smallest_without_any_one_voter(cast: list[Any]) -> 
     each = [(voter, pair, arm) for (voter, pair), arm in known.items()]
     voters = {voter for voter, _, _ in each}
     without = [evidence(one for one in each if one[0] != voter) for voter in voters] if len(voters) > 1 else []
-    least = min(one.log_e_of_all() for one in [evidence(each), *without])
+    lead = evidence(each).wins["A"] - evidence(each).wins["B"]
+    least = evidence(each).log_e_of_all()
+    for one in without:
+        is_same = (one.wins["A"] - one.wins["B"]) * lead > 0
+        least = min(least, one.log_e_of_all() if is_same else min(0.0, one.log_e_of_all()))
     assert evidence(each).log_e_value() == pytest.approx(least, abs=1e-9)
 
 
