@@ -406,6 +406,25 @@ def short() -> MusicgenEngine:
     return MusicgenEngine(network, tokenizer, replace(NOISE, max_duration=2.0), CPU, 4)
 
 
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_a_take_that_fails_as_another_of_its_request_ends_takes_it_along(
+    short: MusicgenEngine, is_judged: bool
+) -> None:
+    """The other one's window ends in the very steps in which the first is found unsound."""
+    asked = replace(request("a", 1, 2, duration=3.0), is_judged=is_judged)
+    before = sing(short, request("b", 7, duration=3.0))["b", 0]
+    short.admit(asked)
+    first, other = short._active["a"].takes
+    while first.row is None or other.row is None or short._decoder.left(other.row) > 20:
+        list(short.advance())
+    short._decoder._cache[:, :, short._decoder.live.index(first.row), :, :, 3] = torch.nan
+    updates = list(short.advance())
+    assert [update.request_id for update in updates if isinstance(update, Failure)] == ["a"]
+    assert not short._waiting
+    assert not short._decoding
+    assert np.array_equal(sing(short, request("b", 7, duration=3.0))["b", 0], before)
+
+
 def test_a_long_clip_begins_like_a_short_one_and_is_the_same_in_company(short: MusicgenEngine) -> None:
     long = request("long", 5, duration=9.3)
     alone = sing(short, long)["long", 0]

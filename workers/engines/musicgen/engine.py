@@ -200,6 +200,9 @@ class MusicgenEngine:
             self._fail(list(self._decoding), error)
             return
         for take, row in rows:
+            if take not in self._decoding:
+                # Its request has failed with another of its takes.
+                continue
             if row in unsound:
                 self._fail([take], EngineError(NOT_FINITE, transient=True))
             elif not self._decoder.left(row):
