@@ -84,7 +84,7 @@ class Model(Struct, frozen=True, kw_only=True):
 NANO: Final = Model(
     id="text2song/musicgen-nano",
     family="musicgen",
-    max_duration=10.0,
+    max_duration=30.0,
     max_extended_duration=LONGEST,
     sample_rate=16000,
     channels=1,
