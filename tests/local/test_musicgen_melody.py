@@ -22,6 +22,8 @@ from workers.engines import noise
 from workers.engines.checkpoints import resolve
 from workers.engines.musicgen.engine import MusicgenEngine
 from workers.engines.musicgen.listening import heard
+from workers.training.errors import TrainingError
+from workers.training.network import Network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,6 +195,15 @@ def test_a_checkpoint_is_loaded_from_its_folder_and_takes_adapters(tmp_path: Pat
     expected = generated(network, tokenizer, adapted)
     assert np.abs(made["d", 0] - expected[:, : made["d", 0].shape[1]]).max() < 1e-5
     assert np.abs(made["a", 0] - made["d", 0]).max() > 0.01
+
+
+def test_a_training_of_it_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    network, tokenizer = melody()
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="follows melodies and cannot be trained") as refused:
+        Network(resolve(str(tmp_path)))
+    assert not refused.value.transient
 
 
 def test_an_adapter_of_the_attention_to_the_text_is_refused_by_name(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ class Network:
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise TrainingError(f"Model {checkpoint.model.id} cannot be loaded: {said}.", transient=True) from error
+        if hasattr(whole.config, "chroma_length"):
+            # Its decoder reads text and melody in front of the codes, which the losses know nothing of.
+            raise TrainingError(f"{self.model.id} follows melodies and cannot be trained; another MusicGen can.")
         whole.requires_grad_(False)
         whole.eval()
         self._whole = whole
