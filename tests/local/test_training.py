@@ -85,7 +85,9 @@ SMALL = {
 
 
 def training(data: Path, output: Path, cache: Path, method: str = "sft", **more: Any) -> Training:
-    options = {name: more.pop(name) for name in ("on_point", "is_stopped", "checkpoint_seconds") if name in more}
+    options = {
+        name: more.pop(name) for name in ("on_point", "is_stopped", "checkpoint_seconds", "begins_anew") if name in more
+    }
     model = more.pop("model", Checkpoint(model=NOISE))
     return Training(config(method, SMALL | more), model, data, output, cache=cache, device="cpu", **options)
 
@@ -292,6 +294,23 @@ def test_a_damaged_checkpoint_is_named(data: Path, cache: Path, tmp_path: Path) 
     (tmp_path / FILE).write_bytes(b"\x10\0\0\0\0\0\0\0{broken")
     with pytest.raises(TrainingError, match=r"is damaged.*Delete it to begin again"):
         training(data, tmp_path, cache).run()
+    assert training(data, tmp_path, cache, begins_anew=True).run().status == "completed"
+
+
+def test_a_training_that_was_begun_with_other_data_is_begun_anew_where_nobody_can_choose_a_folder(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Between two attempts a record may be erased from the dataset, or the studio made newer."""
+    whole = training(data, tmp_path / "whole", cache, seed=9).run()
+    seen: list[Point] = []
+    stops: dict[str, Any] = {"on_point": seen.append, "is_stopped": lambda: any(point.figures for point in seen)}
+    begun = training(data, tmp_path / "out", cache, **stops).run()
+    assert begun.status == "stopped"
+    assert (tmp_path / "out" / FILE).exists()
+    with pytest.raises(TrainingError, match="other data, options, or another base model"):
+        training(data, tmp_path / "out", cache, seed=9).run()
+    again = training(data, tmp_path / "out", cache, seed=9, begins_anew=True).run()
+    assert (again.status, again.sha256, again.curve) == ("completed", whole.sha256, whole.curve)
 
 
 def test_what_the_disk_does_not_give_is_the_machines_fault(data: Path, cache: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def choose_ridge(
     best = (RIDGES[0], -math.inf)
     index = torch.tensor(places)
     weights = pairs.weights[index]
-    scale = float(gram[index][:, index].diagonal().mean()) or 1.0
+    scale = float(gram.diagonal()[index].mean()) or 1.0
     for ridge in RIDGES:
         likely = gram.new_zeros(len(places))
         for out in split:

@@ -182,6 +182,8 @@ def _carried_out(order: Order, is_stopped: Any) -> Said:
             cache=Path(order.cache),
             device=order.device,
             checkpoint_seconds=order.checkpoint_seconds,
+            # The dataset may have lost a record since, and the studio may be a newer one.
+            begins_anew=True,
             on_point=on_point,
             on_checkpoint=lambda _: _say(Kept(step=last[0])),
             is_stopped=is_stopped,

@@ -61,6 +61,7 @@ class Training:
         cache: Path,
         device: str | None = None,
         checkpoint_seconds: float = 120.0,
+        begins_anew: bool = False,
         on_point: Callable[[Point], None] = lambda _: None,
         on_checkpoint: Callable[[Path], None] = lambda _: None,
         is_stopped: Callable[[], bool] = lambda: False,
@@ -72,6 +73,7 @@ class Training:
         self._cache = cache
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoint_seconds = checkpoint_seconds
+        self._begins_anew = begins_anew
         self._on_point = on_point
         self._on_checkpoint = on_checkpoint
         self._is_stopped = is_stopped
@@ -83,15 +85,27 @@ class Training:
         made_of = self._made_of(examples)
         if (done := self._finished(made_of)) is not None:
             return done
-        standing = checkpoint.load(self._output)
-        if standing is not None and standing.standing.made_of != made_of:
-            raise TrainingError(self._other("holds a training that was begun"))
+        standing = self._standing(made_of)
         if self._device == "cuda":
             torch.use_deterministic_algorithms(mode=True, warn_only=True)
         result, wanted = self._learn(examples, standing, made_of)
         if wanted:
             result = self._with_samples(result, wanted)
         return result if result.status == "stopped" else self._end(result)
+
+    def _standing(self, made_of: str) -> Checkpoint | None:
+        """To go on from. What was begun otherwise is refused, or left out where nobody could choose another folder."""
+        try:
+            found = checkpoint.load(self._output)
+        except TrainingError as error:
+            if error.transient or not self._begins_anew:
+                raise
+            return None
+        if found is None or found.standing.made_of == made_of:
+            return found
+        if self._begins_anew:
+            return None
+        raise TrainingError(self._other("holds a training that was begun"))
 
     def _learn(self, examples: Examples, standing: Checkpoint | None, made_of: str) -> tuple[Result, list[Wanted]]:
         """What came of it, with the adapter in its place, and of which prompts it is to be heard."""
