@@ -86,7 +86,7 @@ async def statistics(store: Reader, now: datetime) -> Statistics:
 
 def _fold_partition(jobs: dict[str, Job], stats: QueueStats, records: Iterable[Recorded]) -> QueueStats:
     counts, completions = Counter(stats.counts), Counter(stats.completions)
-    processing_ms, position, now = stats.processing_ms, stats.position, ""
+    processing_ms, position, newest = stats.processing_ms, stats.position, ""
     for recorded in records:
         before = jobs.get(recorded.key)
         after = evolve(before, recorded)
@@ -94,7 +94,9 @@ def _fold_partition(jobs: dict[str, Job], stats: QueueStats, records: Iterable[R
             jobs[recorded.key] = after
         if recorded.position.offset <= stats.position:
             continue
-        position, now = recorded.position.offset, max(now, recorded.time)
+        position = recorded.position.offset
+        if after is not None and after.status == "completed" and (before is None or before.status != "completed"):
+            newest = max(newest, after.completed_at or "")
         for job, sign in ((before, -1), (after, 1)):
             if job is None or job.deleted_at:
                 continue
@@ -102,13 +104,13 @@ def _fold_partition(jobs: dict[str, Job], stats: QueueStats, records: Iterable[R
             if job.status == "completed" and job.started_at and job.completed_at:
                 processing_ms += sign * _milliseconds(job.started_at, job.completed_at)
                 completions[_minute(job.completed_at)] += sign
-    horizon = _minute((datetime.fromisoformat(now) - 2 * WINDOW).isoformat()) if now > FIRST_YEARS else ""
+    horizon = _minute((datetime.fromisoformat(newest) - 2 * WINDOW).isoformat()) if newest > FIRST_YEARS else ""
     return QueueStats(
         id=stats.id,
         position=position,
         counts={status: count for status, count in sorted(counts.items()) if count},
         processing_ms=processing_ms,
-        completions={minute: count for minute, count in sorted(completions.items()) if count and minute > horizon},
+        completions={minute: count for minute, count in sorted(completions.items()) if count > 0 and minute > horizon},
     )
 
 

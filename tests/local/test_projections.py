@@ -217,6 +217,41 @@ def test_the_statistics_are_those_of_the_jobs(tmp_path_factory: pytest.TempPathF
     asyncio.run(compare())
 
 
+@pytest.mark.parametrize("value", [b'{"type":"JobPraised","job_id":"job"}', b"\x00 not JSON"])
+async def test_a_record_of_a_far_year_that_is_no_event_costs_no_completion(
+    log: SqliteLog, tmp_path: Path, value: bytes
+) -> None:
+    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    history = records(LIVES[0][:-1])
+    far = {"ce_id": "far", "ce_time": "9999-01-01T00:00:00.000000Z"}
+    await project(log, store, [*history, Record(Position("jobs", 0, len(history)), "job", value, far)])
+    (stats,) = [part async for part in store.scan(STATS)]
+    await store.close()
+    assert stats.completions == {"2026-01-01T00:00": 1}
+
+
+async def test_a_job_deleted_long_after_it_completed_leaves_no_count_below_zero(log: SqliteLog, tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "views.db", VIEWS)
+    *completed, deleted = LIVES[0]
+    late = [
+        submission("late"),
+        JobStarted(job_id="late", attempt=1, worker_id="w1"),
+        *(sample(index, job_id="late", sample_id=f"late-{index}") for index in (0, 1)),
+        JobCompleted(job_id="late", attempt=1),
+    ]
+    history: list[Record] = []
+    for hour, events in ((0, completed), (3, late), (4, [deleted])):
+        for event in events:
+            number = len(history)
+            message = encode(event, event_id=f"event-{number}", time=f"2026-01-01T{hour:02}:00:00.000000Z")
+            history.append(Record(Position("jobs", 0, number), message.key, message.value, message.headers))
+    for record in history:
+        await project(log, store, [record])
+    (stats,) = [part async for part in store.scan(STATS)]
+    await store.close()
+    assert stats.completions == {"2026-01-01T03:00": 1}
+
+
 async def test_deleting_the_read_store_rebuilds_it_identically(tmp_path: Path) -> None:
     async with open_parts(tmp_path) as parts:
         async with parts.working(ScriptedEngine(), ScriptedEngine()):
