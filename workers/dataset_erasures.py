@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -69,7 +70,7 @@ class ErasureFromDatasets:
 
     async def _look(self, dataset: Dataset) -> None:
         """Asks the views, a page of items at a time, what is gone."""
-        feedback, jobs = set[str](), set[str]()
+        feedback, jobs = set(dataset.erased_feedback), set(dataset.erased_jobs)
         try:
             async for page in items(self._objects, dataset):
                 found = [item for item in page if not isinstance(item, str)]
@@ -81,13 +82,19 @@ class ErasureFromDatasets:
             return
         await self._take_out(dataset, feedback, jobs)
 
-    async def _take_out(self, dataset: Dataset, feedback: Collection[str], jobs: Collection[str]) -> None:
-        """Says what of it the dataset rests on, then removes that from its list, and its archives.
+    async def _take_out(self, dataset: Dataset, feedback: AbstractSet[str], jobs: AbstractSet[str]) -> None:
+        """Says what of it the dataset rests on, then removes that from its archives, and its list.
 
-        The events come first: readers of the list leave out what they name.
+        The events come first: readers of the list leave out what they name. The list comes last: after a kill, what
+        it still has is found again, and what the events name is taken out once more.
         """
         gone = await self._resting_on(dataset, feedback, jobs)
-        while dataset.built is not None and any(gone):
+        if gone is None:
+            # Nothing can be taken out, and whoever asks for the items is told.
+            return
+        # A process that named it may have been killed before it rewrote the list.
+        is_named = not (feedback.isdisjoint(dataset.erased_feedback) and jobs.isdisjoint(dataset.erased_jobs))
+        while dataset.built is not None and (is_named or any(gone)):
             without = replace(
                 dataset,
                 erased_feedback=tuple(sorted({*dataset.erased_feedback, *gone[0]})),
@@ -98,18 +105,21 @@ class ErasureFromDatasets:
                 events = _events(dataset, sorted(gone[0]), sorted(gone[1]), left)
                 for event in events:
                     await self._append(event)
+                # Another process may have said something else under the same numbers, or have exported meanwhile.
+                now = (await self._store.get(DATASETS, [dataset.id])).get(dataset.id, dataset)
+                is_unnamed = any(gone) and not events
+                await self._remove([dataset, now], now.erasures + 1 if is_unnamed else now.erasures)
                 await until_done(partial(self._objects.put_file, dataset.built.items, file), WHO)
-            await self._remove(dataset)
-            if not events or events[-1].number == MAX_ERASURES:
+            if is_unnamed or (events and events[-1].number == MAX_ERASURES):
                 logger.error("Dataset %s has named %d erasures and can name no more.", dataset.id, MAX_ERASURES)
                 return
-            # Another process may have said something else under the same numbers.
-            dataset = (await self._store.get(DATASETS, [dataset.id])).get(dataset.id, dataset)
+            dataset, is_named = now, False
             gone = gone[0].difference(dataset.erased_feedback), gone[1].difference(dataset.erased_jobs)
 
     async def _resting_on(
-        self, dataset: Dataset, feedback: Collection[str], jobs: Collection[str]
-    ) -> tuple[set[str], set[str]]:
+        self, dataset: Dataset, feedback: AbstractSet[str], jobs: AbstractSet[str]
+    ) -> tuple[set[str], set[str]] | None:
+        """None where the list is damaged."""
         found_feedback, found_jobs = set[str](), set[str]()
         try:
             async for page in items(self._objects, dataset):
@@ -117,8 +127,7 @@ class ErasureFromDatasets:
                 found_feedback |= feedback_ids(found).intersection(feedback)
                 found_jobs |= {job for item in found for job in _job_ids(item)}.intersection(jobs)
         except DamagedError:
-            # Nothing can be taken out, and whoever asks for the items is told.
-            return set(), set()
+            return None
         return found_feedback, found_jobs
 
     async def _write(self, dataset: Dataset, file: BinaryIO) -> int:
@@ -137,14 +146,17 @@ class ErasureFromDatasets:
         while not await self._views.wait(at, PATIENCE_SECONDS):
             pass
 
-    async def _remove(self, dataset: Dataset) -> None:
-        """Its archives, and what it knows of listeners: perhaps of one who has nothing else in it."""
-        assert dataset.built is not None  # noqa: S101 -- the caller has looked
-        place = dataset.built.items.rpartition("/")[0]
-        await until_done(partial(self._objects.delete, f"{place}/{RATERS}"), WHO)
-        for export in dataset.exports:
-            if export.made is not None:
-                await until_done(partial(self._objects.delete, export.made.archive), WHO)
+    async def _remove(self, states: Sequence[Dataset], erasures: int) -> None:
+        """Its archives that were made when fewer erasures were known, and what it knows of listeners: perhaps of one
+        who has nothing else in it.
+        """
+        for dataset in states:
+            if dataset.built is not None:
+                place = dataset.built.items.rpartition("/")[0]
+                await until_done(partial(self._objects.delete, f"{place}/{RATERS}"), WHO)
+            for export in dataset.exports:
+                if export.made is not None and export.made.erasures < erasures:
+                    await until_done(partial(self._objects.delete, export.made.archive), WHO)
 
 
 def _since(dataset: Dataset, gone: dict[str, Position]) -> set[str]:

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from domain.ab_tests import ARMS, job_id, vote_id
 from domain.datasets import DATASETS, Dataset, folder
+from domain.envelope import decode
 from domain.events import Erased
 from domain.events.ab_tests import ABTestCreated, ABTestReady, ABVoteCast, Choice, Pair
-from domain.events.datasets import DatasetBuilt, DatasetCreated, DatasetStarted, Filters
+from domain.events.datasets import DatasetBuilt, DatasetCreated, DatasetRecordsErased, DatasetStarted, Filters
 from domain.events.feedback import FeedbackGiven, SampleSnapshot
 from domain.events.jobs import JobCompleted, JobDeleted, JobStarted, SampleGenerated
 from domain.models import NOISE
 from infra.backup import back_up, restore
+from tests.audit import records
 from tests.conditions import eventually
 from tests.local.parts import LEASE, Parts, open_parts, stop, submission
 from workers import dataset_erasures
@@ -525,6 +527,77 @@ async def test_a_dataset_says_what_was_erased_since_and_lets_go_of_it(studio: Pa
     found = await find(studio.journal, ident)
     again = await rebuild(studio.journal, studio.store, studio.objects, found, studio.folder / "scratch")
     assert (again.same, again.erased, again.deleted_jobs) == (False, ("f1", "f3"), ("gone",))
+
+
+@pytest.mark.parametrize("cause", [Erased, DatasetBuilt])
+@pytest.mark.parametrize("call", ["put_file", "delete"])
+async def test_an_erasure_that_is_killed_once_it_is_named_is_finished_and_spares_later_exports(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, cause: type[Any], call: str
+) -> None:
+    """Killed before it writes the list, or before it first deletes something."""
+    await song(parts, "job")
+    await parts.journal.append(
+        said("f1", "job-0", rating=5.0, user_id="ann"), said("f2", "job-0", rating=3.0, user_id="bob")
+    )
+    exports = ExportOfDatasets(parts.journal, parts.store, parts.objects)
+    running = [
+        builder(parts),
+        asyncio.create_task(Reactions(parts.journal, parts.store, parts.host, [exports]).run()),
+    ]
+    ident = (await built(parts))["id"]
+    await archive(parts, ident, "supervised")
+    await parts.journal.append(Erased(topic="feedback", key="f1", given_partition_key="job"))
+    assert await parts.host.caught_up(10)
+    log = [decode(record) for topic in ("feedback", "datasets") for record in await records(parts.log, topic)]
+    batch = [recorded for recorded in log if isinstance(recorded.event, cause)]
+    erasing = ErasureFromDatasets(parts.journal, parts.store, parts.objects, parts.host)
+    stopped = asyncio.Event()
+
+    async def stop_for_good(*_: Any) -> None:
+        stopped.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(parts.objects, call, stop_for_good)
+    killed = asyncio.create_task(erasing.react(batch))
+    async with asyncio.timeout(30):
+        await stopped.wait()
+    killed.cancel()
+    monkeypatch.undo()
+    assert (await document(parts, ident)).erased_feedback == ("f1",)
+    await erasing.react(batch)
+    name = await list_of_name(parts, ident)
+    assert [stored.key for stored in await parts.objects.list(folder(ident))] == [name]
+    assert b'"f1"' not in b"".join([chunk async for chunk in parts.objects.read(name)])
+    export = await exported(parts, ident, "supervised")
+    assert await parts.host.caught_up(10)
+    await erasing.react(batch)
+    assert (await parts.http.get(export["url"])).status_code == 200
+    assert (await document(parts, ident)).erasures == 1
+    await stop(*running)
+
+
+async def test_an_export_that_is_made_just_before_an_erasure_is_named_goes_with_it(
+    studio: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await song(studio, "job")
+    await studio.journal.append(said("f1", "job-0", rating=5.0), said("f2", "job-0", rating=3.0))
+    ident = (await built(studio))["id"]
+    append = studio.journal.append
+
+    async def export_first(*events: Any, **options: Any) -> Any:
+        if isinstance(events[0], DatasetRecordsErased):
+            assert (await exported(studio, ident, "supervised"))["status"] == "exported"
+        return await append(*events, **options)
+
+    monkeypatch.setattr(studio.journal, "append", export_first)
+    await append(Erased(topic="feedback", key="f1", given_partition_key="job"))
+    await erased_since(studio, ident, 1)
+    name = await list_of_name(studio, ident)
+
+    async def is_gone() -> bool:
+        return [stored.key for stored in await studio.objects.list(folder(ident))] == [name]
+
+    await eventually(is_gone, 20)
 
 
 async def test_an_erasure_beyond_those_that_can_be_named_leaves_the_list_and_holds_up_no_other(
