@@ -45,10 +45,13 @@ class Mark(Struct, frozen=True, kw_only=True):
 
 
 class Kept(Struct, frozen=True):
-    """What some files belong to. `files` are the keys, with the SHA-256 where the events tell it."""
+    """What some files belong to. `files` are the keys, with the SHA-256 where the events tell it. The one of `changing`
+    is replaced while the studio runs.
+    """
 
     owner: str
     files: Mapping[str, str | None]
+    changing: str | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -69,19 +72,18 @@ def back_up(data: Path, target: Path, now: str, progress: Progress) -> Report:
         raise NotFoundError("studio in the folder", str(data))
     with _refusals(target):
         _begin(target, "Back up into an empty folder; delete what an interrupted backup left.")
-        missing: set[str] = set()
+        known: set[str] = set()
         while True:
             _copy_events(data / EVENTS, target / EVENTS)
             found = asyncio.run(_found(target / EVENTS))
-            absent = _copy_files(found, data / OBJECTS, target / OBJECTS, progress)
+            faults = _copy_files(found, data / OBJECTS, target / OBJECTS, progress, is_checked=False)
             for key in _unlogged(data / OBJECTS):
                 _link(data / OBJECTS, target / OBJECTS, key)
-            # Audio that was deleted in between belongs to a job that a later copy of the events knows as deleted.
-            if absent <= missing:
+            # A later copy of the events knows why audio was deleted, or a dataset's list replaced, in between.
+            if known.issuperset(faults):
                 break
-            missing |= absent
+            known.update(faults)
         _finish(target, found, now)
-    faults = [_missing(kept, key) for kept in found for key in kept.files if key in absent]
     return Report(made_at=now, samples=_samples(found), faults=faults)
 
 
@@ -100,7 +102,7 @@ def restore(source: Path, data: Path, progress: Progress) -> Report:
             unfinished.unlink()
             raise ConflictError(f"{source / EVENTS} is damaged: its SHA-256 is not that of {MARK}. Use another backup.")
         found = asyncio.run(_found(unfinished))
-        faults = _restore_files(found, source / OBJECTS, data / OBJECTS, progress)
+        faults = _copy_files(found, source / OBJECTS, data / OBJECTS, progress, is_checked=True)
         for key in _unlogged(source / OBJECTS):
             _link(source / OBJECTS, data / OBJECTS, key)
         # Last: a studio that is started too early must not find events without their audio.
@@ -133,7 +135,11 @@ async def _found(events: Path) -> list[Kept]:
             )
             for adapter in adapters
         ),
-        *(Kept(f"dataset {dataset.id}", _files(dataset)) for dataset in datasets if dataset.built),
+        *(
+            Kept(f"dataset {dataset.id}", _files(dataset), dataset.built.items)
+            for dataset in datasets
+            if dataset.built is not None
+        ),
         *(Kept(f"training {training.id}", _heard(training)) for training in trainings if training.samples),
     ]
 
@@ -170,10 +176,6 @@ def _samples(found: Sequence[Kept]) -> int:
     return sum(kept.owner.startswith("sample ") for kept in found)
 
 
-def _missing(kept: Kept, key: str) -> str:
-    return f"A file of {kept.owner} is missing: {key}."
-
-
 def _begin(folder: Path, advice: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -192,30 +194,29 @@ def _copy_events(source: Path, target: Path) -> None:
         raise UnavailableError(f"The event log cannot be copied: {advise(source, error)}") from error
 
 
-def _copy_files(found: Sequence[Kept], source: Path, target: Path, progress: Progress) -> set[str]:
-    """The keys that are not there."""
-    absent = set()
-    for done, kept in enumerate(found, 1):
-        absent |= {key for key in kept.files if not _link(source, target, key)}
-        progress(done, len(found))
-    return absent
-
-
-def _restore_files(found: Sequence[Kept], source: Path, target: Path, progress: Progress) -> list[str]:
+def _copy_files(
+    found: Sequence[Kept], source: Path, target: Path, progress: Progress, *, is_checked: bool
+) -> list[str]:
+    """A sentence for each file that is not there or, of those that are checked, damaged. A file that can change is
+    always checked, and copied anew.
+    """
     faults = []
     for done, kept in enumerate(found, 1):
         for key, sha256 in kept.files.items():
-            if not _link(source, target, key):
-                faults.append(_missing(kept, key))
-            elif sha256 is not None and _sha256(target / key) != sha256:
+            is_changing = key == kept.changing
+            if not _link(source, target, key, is_anew=is_changing):
+                faults.append(f"A file of {kept.owner} is missing: {key}.")
+            elif sha256 is not None and (is_checked or is_changing) and _sha256(target / key) != sha256:
                 (target / key).unlink()
                 faults.append(f"A file of {kept.owner} is damaged and was left out: {key}.")
         progress(done, len(found))
     return faults
 
 
-def _link(source: Path, target: Path, key: str) -> bool:
-    """Whether the object is there, and now in the target as well. Objects are never changed, so a link is a copy."""
+def _link(source: Path, target: Path, key: str, *, is_anew: bool = False) -> bool:
+    """Whether the object is there, and now in the target as well, `is_anew` in place of an earlier one. A file is never
+    changed, at most replaced, so a link is a copy.
+    """
     try:
         check_key(key)
     except ValueError:
@@ -224,6 +225,8 @@ def _link(source: Path, target: Path, key: str) -> bool:
         return False
     path = target / key
     path.parent.mkdir(parents=True, exist_ok=True)
+    if is_anew:
+        path.unlink(missing_ok=True)
     try:
         os.link(source / key, path)
     except FileExistsError:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import signal
 import sys
 import zipfile
@@ -24,6 +25,7 @@ from domain.events.ab_tests import ABTestCreated, ABTestReady, ABVoteCast, Choic
 from domain.events.datasets import DatasetBuilt, DatasetCreated, DatasetRecordsErased, DatasetStarted, Filters
 from domain.events.feedback import FeedbackGiven, SampleSnapshot
 from domain.events.jobs import JobCompleted, JobDeleted, JobStarted, SampleGenerated
+from domain.jobs import waveform
 from domain.models import NOISE
 from infra.backup import back_up, restore
 from tests.audit import records
@@ -842,6 +844,66 @@ async def test_a_backup_has_the_list_and_the_exports_of_a_dataset(studio: Parts,
     assert dataset.exports[0].made is not None
     there = [(back / "objects" / key).is_file() for key in (dataset.built.items, dataset.exports[0].made.archive)]
     assert there == [True, True]
+
+
+@pytest.mark.parametrize("is_linked_first", [True, False])
+async def test_a_backup_has_the_list_without_what_is_erased_while_it_is_made(
+    studio: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_linked_first: bool
+) -> None:
+    """Just before the list is linked, or just after, when a job that is deleted meanwhile has all copied again."""
+    for job in ("job", "other"):
+        await song(studio, job)
+        for index in (0, 1):
+            await studio.objects.put(waveform(f"samples/{job}/1/1/{index}.flac"), b"{}")
+    await studio.journal.append(said("f1", "job-0", rating=5.0), said("f2", "job-0", rating=3.0))
+    ident = (await built(studio))["id"]
+    name = await list_of(studio, ident)
+    link, loop, links = os.link, asyncio.get_running_loop(), list[Path]()
+
+    async def lose_job() -> None:
+        await studio.journal.append(JobDeleted(job_id="other"))
+        await studio.objects.delete("samples/other")
+
+    async def erase() -> None:
+        await studio.journal.append(Erased(topic="feedback", key="f1", given_partition_key="job"))
+
+        async def is_rewritten() -> bool:
+            return b'"f1"' not in b"".join([chunk async for chunk in studio.objects.read(name)])
+
+        await eventually(is_rewritten)
+
+    def slow(source: Path, target: Path) -> None:
+        links.append(source)
+        is_list = source.suffix == ".jsonl" and sum(each.suffix == ".jsonl" for each in links) == 1
+        if len(links) == 1 and is_linked_first:
+            asyncio.run_coroutine_threadsafe(lose_job(), loop).result()
+        if is_list and not is_linked_first:
+            asyncio.run_coroutine_threadsafe(erase(), loop).result()
+        link(source, target)
+        if is_list and is_linked_first:
+            asyncio.run_coroutine_threadsafe(erase(), loop).result()
+
+    monkeypatch.setattr(os, "link", slow)
+    copy, back = tmp_path / "copy", tmp_path / "back"
+    report = await asyncio.to_thread(back_up, studio.folder, copy, studio.journal.now(), lambda *_: None)
+    monkeypatch.undo()
+    assert report.faults == []
+    report = await asyncio.to_thread(restore, copy, back, lambda *_: None)
+    assert report.faults == []
+    stored = (back / "objects" / name).read_bytes()
+    assert b'"f2"' in stored
+    assert b'"f1"' not in stored
+
+
+async def test_a_list_that_is_damaged_is_not_backed_up_and_named(studio: Parts, tmp_path: Path) -> None:
+    await song(studio, "job")
+    await studio.journal.append(said("f1", "job-0", rating=4.0))
+    ident = (await built(studio))["id"]
+    name = await list_of(studio, ident)
+    await studio.objects.put(name, b"{}\n")
+    report = await asyncio.to_thread(back_up, studio.folder, tmp_path / "copy", studio.journal.now(), lambda *_: None)
+    assert f"A file of dataset {ident} is damaged and was left out: {name}." in report.faults
+    assert not (tmp_path / "copy" / "objects" / name).exists()
 
 
 async def test_each_filter_takes_in_what_it_says(studio: Parts) -> None:
