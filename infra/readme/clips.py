@@ -20,11 +20,11 @@ from text2song.client import AsyncStudio
 
 HERE: Final = Path(__file__).parent
 SECONDS: Final = 10.0
-# Of the seeds 1 to 4: the clip nearest to the tempo that was asked for, and with the most movement in its spectrum.
+# Of the seeds 1 to 4: a clip with the tempo, the lead and the mood that were asked for, and without a click.
 CLIPS: Final = {
-    "lo-fi": ("warm lo-fi track with a piano melody, soft guitar chords and drums, 80 bpm", 4),
-    "house": ("dark house track with a synth lead, pads and drums, 124 bpm", 2),
-    "classical": ("sad classical piece, solo violin over strings, no drums, 72 bpm", 4),
+    "lo-fi": ("warm lo-fi track with a piano melody, soft guitar chords and drums, 80 bpm", 2),
+    "house": ("dark house track with a synth lead, pads and drums, 124 bpm", 3),
+    "classical": ("sad classical piece, solo violin over strings, no drums, 72 bpm", 2),
     "jazz": ("happy swing jazz, trumpet solo, organ chords, with drums, 136 bpm", 3),
 }
 WINDOW: Final = 2048
