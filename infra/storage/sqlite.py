@@ -145,9 +145,18 @@ def check(connection: apsw.Connection, pragma: str = "quick_check") -> None:
         raise apsw.CorruptError(found)
 
 
-def remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+def opened_or_anew(path: Path, create: Callable[[], apsw.Connection], warning: str) -> apsw.Connection:
+    """What `create` opens; of a damaged file, which may be lost, what it makes in its place. `warning` takes the path.
+
+    Raises as `create` does.
+    """
+    try:
+        return create()
+    except DAMAGED:
+        logger.warning(warning, path)
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        return create()
 
 
 def advise(path: Path, error: Exception) -> str:

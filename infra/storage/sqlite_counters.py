@@ -1,7 +1,6 @@
 """Numbers that the processes on one machine count together, in a SQLite file of their own that may be deleted."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Final, Self
 import apsw
 
 from domain.errors import UnavailableError
-from infra.storage.sqlite import DAMAGED, advise, check, connect, is_new, remove, transaction, write_ahead
+from infra.storage.sqlite import DAMAGED, advise, check, connect, is_new, opened_or_anew, transaction, write_ahead
 
 APPLICATION_ID: Final = 0x74327363
 TABLE: Final = """
@@ -23,8 +22,6 @@ ADD: Final = (
     "total = iif(expires_at > ?, total, 0) + excluded.total, expires_at = excluded.expires_at RETURNING total"
 )
 FORGET_SECONDS: Final = 60.0
-
-logger: Final = logging.getLogger(__name__)
 
 
 class SqliteCounters:
@@ -88,12 +85,8 @@ class SqliteCounters:
     def _opened(self) -> apsw.Connection:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = self._create()
-            except DAMAGED:
-                logger.warning("The counters %s are damaged: they begin again at zero", self._path)
-                remove(self._path)
-                self._connection = self._create()
+            warning = "The counters %s are damaged: they begin again at zero"
+            self._connection = opened_or_anew(self._path, self._create, warning)
         return self._connection
 
     def _create(self) -> apsw.Connection:

@@ -19,13 +19,12 @@ from domain.errors import UnavailableError
 from domain.ports import D, Document, Erasure, Query, Scalar, TopicPartition, View
 from infra.storage.sqlite import (
     CHECKPOINT_PAGES,
-    DAMAGED,
     Readers,
     advise,
     check,
     connect,
     is_new,
-    remove,
+    opened_or_anew,
     transaction,
     truncate_wal,
     write_ahead,
@@ -204,12 +203,8 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._connection = self._create()
-        except DAMAGED:
-            logger.warning("The read store %s is damaged: it starts empty and is folded again from the log", self._path)
-            remove(self._path)
-            self._connection = self._create()
+        warning = "The read store %s is damaged: it starts empty and is folded again from the log"
+        self._connection = opened_or_anew(self._path, self._create, warning)
 
     def _create(self) -> apsw.Connection:
         connection = self._connect(apsw.SQLITE_OPEN_CREATE)
